@@ -1,0 +1,243 @@
+//! The command line: arguments and the help that explains them.
+
+use clap::{Parser, ValueEnum};
+use onnx_jmd::{
+    Error, Gates, GroupBy, GroupOptions, Images, InputShape, Options, PlanOptions, RankPolicy, Result, Scheme,
+    VerifyOptions,
+};
+use regex::Regex;
+use std::path::PathBuf;
+
+/// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
+///
+/// Convolutions that play the same role in repeated blocks are decomposed together, W_i ≈ A·B_i or A_i·B, and each is
+/// rewritten into a kh×1 and a 1×kw convolution, one of them stored once for all. The ranks are chosen so that the file has
+/// RATIO times fewer floating-point parameters. The result is run with tract: against the original with its kernels
+/// replaced by what the factors multiply out to (must agree to rounding, or nothing is written), and against the
+/// original itself (reported).
+///
+/// Nothing is trained here. Plain weight decomposition loses accuracy quickly beyond a ratio of about 1.5; see what each
+/// ratio costs with --images and --labels before you rely on it.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = AFTER, max_term_width = 100)]
+pub struct Cli {
+    /// The ONNX model to compress; it is never changed
+    #[arg(value_name = "IN.onnx")]
+    input: PathBuf,
+
+    /// Where to write the smaller model; needed unless --dry-run
+    #[arg(value_name = "OUT.onnx", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+
+    /// How many times fewer floating-point parameters the model is to have
+    #[arg(long, value_name = "R", required_unless_present = "rank_rate", help_heading = "What to do")]
+    ratio: Option<f64>,
+
+    /// The paper's ranks instead: ⌊RATE·out⌋ for kernels larger than 1×1, ⌊RATE·min(in, out)⌋ for 1×1, and for joint
+    /// schemes the rank of equal parameters
+    #[arg(long, value_name = "RATE", conflicts_with = "ratio", help_heading = "What to do")]
+    rank_rate: Option<f64>,
+
+    /// What the members of a group share
+    #[arg(long, value_enum, default_value_t = SchemeName::Ljsvd, help_heading = "What to do")]
+    scheme: SchemeName,
+
+    /// bi-jsvd: share of the rank that goes to the left-shared chain, 0 to 1
+    #[arg(long, value_name = "P", default_value_t = 0.5, help_heading = "What to do")]
+    split: f64,
+
+    /// bi-jsvd: turns between its two chains
+    #[arg(long, value_name = "K", default_value_t = 30, help_heading = "What to do")]
+    iterations: usize,
+
+    /// Print the plan and write nothing
+    #[arg(long, help_heading = "What to do")]
+    dry_run: bool,
+
+    /// Which convolutions share: those of one role in the blocks of a stage, or all of equal shape
+    #[arg(long, value_enum, default_value_t = GroupByName::Role, help_heading = "Which convolutions")]
+    group_by: GroupByName,
+
+    /// Decompose only convolutions whose node name matches
+    #[arg(long, value_name = "REGEX", help_heading = "Which convolutions")]
+    include: Option<Regex>,
+
+    /// Leave convolutions whose node name matches alone
+    #[arg(long, value_name = "REGEX", help_heading = "Which convolutions")]
+    exclude: Option<Regex>,
+
+    /// Leave BatchNormalization nodes in place instead of folding them into decomposed kernels (runtimes that fold them later
+    /// store a shared last factor once per member again)
+    #[arg(long, help_heading = "Which convolutions")]
+    keep_bn: bool,
+
+    /// Allow ranks at which a convolution takes more multiply-accumulates than before
+    #[arg(long, help_heading = "Which convolutions")]
+    allow_more_macs: bool,
+
+    /// Do not run the models; the result is written without proof
+    #[arg(long, help_heading = "Verification")]
+    no_verify: bool,
+
+    /// Seeded random inputs to run
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Verification")]
+    verify_inputs: u16,
+
+    /// Seed of those inputs
+    #[arg(long, default_value_t = 0, help_heading = "Verification")]
+    seed: u64,
+
+    /// Shape of an input that the model leaves open, as image:1,3,224,224; may be repeated
+    #[arg(long, value_name = "NAME:DIMS", help_heading = "Verification")]
+    input_shape: Vec<InputShape>,
+
+    /// Refuse the result below this signal-to-noise ratio, in dB
+    #[arg(long, value_name = "DB", help_heading = "Verification")]
+    min_snr: Option<f64>,
+
+    /// Refuse the result below this share of equal top-1 classes, 0 to 1 (on --images, else on the random inputs)
+    #[arg(long, value_name = "SHARE", help_heading = "Verification")]
+    min_agreement: Option<f64>,
+
+    /// Classify these images, a .npy of shape [count, channels, height, width], before and after; bytes are divided by 255
+    #[arg(long, value_name = "FILE.npy", help_heading = "Accuracy")]
+    images: Option<PathBuf>,
+
+    /// Their classes, a .npy of integers
+    #[arg(long, value_name = "FILE.npy", requires = "images", help_heading = "Accuracy")]
+    labels: Option<PathBuf>,
+
+    /// Subtracted from the images, one value or one a channel
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, requires = "images", help_heading = "Accuracy")]
+    mean: Vec<f32>,
+
+    /// The images are divided by this, one value or one a channel
+    #[arg(long, value_delimiter = ',', requires = "images", help_heading = "Accuracy")]
+    std: Vec<f32>,
+
+    /// Write the report as JSON, to standard output with '-'
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    json: Option<PathBuf>,
+
+    /// Print errors only
+    #[arg(long, short, help_heading = "Output")]
+    quiet: bool,
+
+    /// Threads to use, all cores by default; the result does not depend on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Output")]
+    threads: Option<u16>,
+}
+
+const AFTER: &str = "\
+Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
+  separate   W_i ≈ A_i·B_i           each kernel by itself (spatial SVD)
+  ljsvd      W_i ≈ A·B_i             first factor shared (LJSVD)
+  rjsvd-1    W_i ≈ A_i·B             last factor shared, the stage's first block included (RJSVD-1)
+  rjsvd-2    W_i ≈ A_i·B             last factor shared, equal shapes only (RJSVD-2)
+  bi-jsvd    W_i ≈ A·B_i + C_i·D     both, alternating (Bi-JSVD)
+
+Exit codes:
+  0  written and verified (or as asked: planned, or written without proof)
+  1  a decomposition did not converge
+  2  the arguments, images or labels do not fit the model or each other
+  3  the input cannot be read as a sound ONNX model
+  4  nothing to compress; the output is the input, byte for byte
+  5  the ratio is out of reach; the message names the largest
+  6  the rewritten model was wrong; nothing was written
+  7  tract cannot run the model; nothing was written
+  8  short of --min-snr or --min-agreement; nothing was written
+  9  the output cannot be written
+
+Examples:
+  onnx-jmd in.onnx out.onnx --ratio 2
+  onnx-jmd in.onnx out.onnx --ratio 22 --scheme bi-jsvd --split 0.3
+  onnx-jmd in.onnx --ratio 4 --dry-run --json -
+  onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95";
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SchemeName {
+    Separate,
+    Ljsvd,
+    #[value(name = "rjsvd-1")]
+    Rjsvd1,
+    #[value(name = "rjsvd-2")]
+    Rjsvd2,
+    BiJsvd,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GroupByName {
+    Role,
+    Shape,
+}
+
+/// What the binary itself does, apart from compiling.
+#[derive(Debug)]
+pub struct Paths {
+    /// The model to read.
+    pub input: PathBuf,
+    /// The model to write.
+    pub output: Option<PathBuf>,
+    /// Where the JSON report goes.
+    pub json: Option<PathBuf>,
+    /// Whether progress and tables are left out.
+    pub quiet: bool,
+    /// Threads, if not all cores.
+    pub threads: Option<usize>,
+}
+
+impl Cli {
+    /// The arguments as the library's options.
+    ///
+    /// # Errors
+    /// [`Error::Options`] or [`Error::Images`] for arguments that contradict each other or files that do not fit.
+    pub fn options(self) -> Result<(Paths, Options)> {
+        let scheme = match self.scheme {
+            SchemeName::Separate => Scheme::Separate,
+            SchemeName::Ljsvd => Scheme::LeftShared,
+            SchemeName::Rjsvd1 => Scheme::RightSharedWithFirst,
+            SchemeName::Rjsvd2 => Scheme::RightShared,
+            SchemeName::BiJsvd => Scheme::BothShared { split: self.split },
+        };
+        let policy = match (self.ratio, self.rank_rate) {
+            (_, Some(rate)) => RankPolicy::Rate(rate),
+            (Some(ratio), None) => RankPolicy::Ratio(ratio),
+            (None, None) => return Err(Error::Options("give --ratio or --rank-rate".into())),
+        };
+        let input_shapes = self.input_shape;
+        let verify = VerifyOptions {
+            inputs: usize::from(self.verify_inputs),
+            seed: self.seed,
+            input_shapes: input_shapes.clone(),
+        };
+        let images = match &self.images {
+            Some(path) => Some(Images::open(path, self.labels.as_deref(), &self.mean, &self.std)?),
+            None => None,
+        };
+        let options = Options {
+            groups: GroupOptions {
+                group_by: match self.group_by {
+                    GroupByName::Role => GroupBy::Role,
+                    GroupByName::Shape => GroupBy::Shape,
+                },
+                keep_batch_norm: self.keep_bn,
+                include: self.include,
+                exclude: self.exclude,
+                input_shapes,
+            },
+            plan: PlanOptions { scheme, policy, iterations: self.iterations, allow_more_macs: self.allow_more_macs },
+            verify: (!self.no_verify).then_some(verify),
+            gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
+            images,
+            dry_run: self.dry_run,
+        };
+        let paths = Paths {
+            input: self.input,
+            output: self.output.filter(|_| !self.dry_run),
+            json: self.json,
+            quiet: self.quiet,
+            threads: self.threads.map(usize::from),
+        };
+        Ok((paths, options))
+    }
+}

@@ -1,0 +1,177 @@
+//! What can go wrong, in sentences that name the file, node or tensor and the next step.
+
+use std::path::PathBuf;
+
+/// The result of every fallible function of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a model could not be read, compressed, verified or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The input file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file asked for.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The input has no bytes.
+    #[error("the model is empty (0 bytes): export it again")]
+    Empty,
+    /// The bytes are not an ONNX model.
+    #[error("not an ONNX model, or a truncated one: {reason}")]
+    NotOnnx {
+        /// What the decoder or the first checks met.
+        reason: String,
+    },
+    /// A tensor's stored size contradicts its dimensions.
+    #[error("tensor '{tensor}' says {expected} elements by its dims {dims:?} but stores {found}: the file is damaged")]
+    TensorSize {
+        /// The initializer or constant.
+        tensor: String,
+        /// Its stored dimensions.
+        dims: Vec<i64>,
+        /// Elements by its dimensions.
+        expected: String,
+        /// Elements in the file.
+        found: String,
+    },
+    /// A tensor is kept in another file.
+    #[error(
+        "tensor '{tensor}' is stored in another file (external data), which this version does not read: save the model as one file first"
+    )]
+    ExternalData {
+        /// The initializer.
+        tensor: String,
+    },
+    /// A node reads a value that nothing produces.
+    #[error("node '{node}' reads '{value}', which no node, input or initializer provides: the graph is damaged")]
+    Dangling {
+        /// The reading node.
+        node: String,
+        /// The missing value.
+        value: String,
+    },
+    /// Two nodes write one value.
+    #[error("value '{value}' is written twice, the second time by node '{node}': the graph is damaged")]
+    WrittenTwice {
+        /// The value.
+        value: String,
+        /// The second writer.
+        node: String,
+    },
+    /// The nodes feed each other in a circle.
+    #[error("the graph has a cycle through node '{node}': ONNX graphs are acyclic, export the model again")]
+    Cycle {
+        /// One node of the cycle.
+        node: String,
+    },
+    /// A kernel has a NaN or an infinity.
+    #[error("the kernel of node '{node}', tensor '{tensor}', holds a NaN or infinite weight: repair the model first")]
+    NotFinite {
+        /// The convolution.
+        node: String,
+        /// Its kernel.
+        tensor: String,
+    },
+    /// The options contradict each other or the model.
+    #[error("{0}")]
+    Options(String),
+    /// There is nothing to decompose.
+    #[error("nothing to compress: {0}")]
+    NothingToCompress(String),
+    /// No choice of ranks gives so small a model.
+    #[error("ratio {asked} is out of reach: the largest for this model with scheme {scheme} is {largest:.3}; {advice}")]
+    Unreachable {
+        /// The ratio asked for.
+        asked: f64,
+        /// The scheme's name.
+        scheme: String,
+        /// The largest reachable ratio, every rank one.
+        largest: f64,
+        /// What to try.
+        advice: String,
+    },
+    /// The written model does not compute what was decided.
+    #[error(
+        "the rewritten model differs from its reference by {error:.2e} of the largest output (tolerance {tolerance:.0e}): this is a bug in onnx-jmd, nothing was written; please report it with the model"
+    )]
+    RewriteWrong {
+        /// Largest difference, relative to the largest output.
+        error: f64,
+        /// What rounding explains.
+        tolerance: f64,
+    },
+    /// tract does not run the model.
+    #[error(
+        "tract cannot run {what}: {reason}; nothing was verified and nothing written (--no-verify writes without proof)"
+    )]
+    Unavailable {
+        /// Which model.
+        what: String,
+        /// tract's own reason.
+        reason: String,
+    },
+    /// A gate set by the user was not met.
+    #[error("{measure} is {found}, short of the {asked} asked for: nothing was written; ask for a smaller ratio")]
+    Gate {
+        /// What was measured.
+        measure: &'static str,
+        /// Its value.
+        found: String,
+        /// The user's bound.
+        asked: String,
+    },
+    /// Images or labels do not fit the model or each other.
+    #[error("{path}: {reason}")]
+    Images {
+        /// The array file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A decomposition failed numerically.
+    #[error("the decomposition of {what} did not converge: {reason}")]
+    Numerical {
+        /// The group.
+        what: String,
+        /// The solver's reason.
+        reason: String,
+    },
+    /// The output cannot be written.
+    #[error("cannot write {path}: {source}")]
+    Write {
+        /// The file asked for.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// The process exit code of this error, as listed in the README and `--help`.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Numerical { .. } => 1,
+            Self::Options(_) | Self::Images { .. } => 2,
+            Self::Read { .. }
+            | Self::Empty
+            | Self::NotOnnx { .. }
+            | Self::TensorSize { .. }
+            | Self::ExternalData { .. }
+            | Self::Dangling { .. }
+            | Self::WrittenTwice { .. }
+            | Self::Cycle { .. }
+            | Self::NotFinite { .. } => 3,
+            Self::NothingToCompress(_) => 4,
+            Self::Unreachable { .. } => 5,
+            Self::RewriteWrong { .. } => 6,
+            Self::Unavailable { .. } => 7,
+            Self::Gate { .. } => 8,
+            Self::Write { .. } => 9,
+        }
+    }
+}

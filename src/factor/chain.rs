@@ -1,0 +1,84 @@
+//! The one representation of every scheme: for each member of a group, a sum of chains of factors, each
+//! factor the member's own or shared by all of them.
+
+use ndarray::{Array4, ArrayView4, s};
+
+/// Kernels at one place of a chain, axes `out, in, kh, kw`, rounded to the f32 that is written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Factor {
+    /// One kernel, stored once and read by every member.
+    Shared(Array4<f32>),
+    /// One kernel a member.
+    Own(Vec<Array4<f32>>),
+}
+
+impl Factor {
+    /// The kernel that one member uses.
+    #[must_use]
+    pub fn of(&self, member: usize) -> &Array4<f32> {
+        match self {
+            Self::Shared(kernel) => kernel,
+            Self::Own(kernels) => &kernels[member],
+        }
+    }
+
+    /// Elements stored.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        match self {
+            Self::Shared(kernel) => kernel.len() as u64,
+            Self::Own(kernels) => kernels.iter().map(|k| k.len() as u64).sum(),
+        }
+    }
+}
+
+/// Convolutions applied one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chain {
+    /// From the input to the output.
+    pub factors: Vec<Factor>,
+}
+
+/// What stands for the kernels of a group: `Ŵᵢ = Σ chains`, each chain a composition of factors.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors {
+    /// Terms of the sum.
+    pub chains: Vec<Chain>,
+}
+
+impl Factors {
+    /// `Ŵ[out, in, kh, kw]` of one member, in f64: what the written convolutions compute together.
+    #[must_use]
+    pub fn reconstruct(&self, member: usize) -> Array4<f64> {
+        let products = self.chains.iter().map(|chain| {
+            let mut kernels = chain.factors.iter().map(|f| f.of(member).mapv(f64::from));
+            let first = kernels.next().unwrap_or_default();
+            kernels.fold(first, |product, next| compose(product.view(), next.view()))
+        });
+        products.reduce(|a, b| a + b).unwrap_or_default()
+    }
+
+    /// Elements stored, a shared factor once.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        self.chains.iter().flat_map(|c| &c.factors).map(Factor::parameters).sum()
+    }
+}
+
+/// The kernel of `second` applied after `first`, both at stride one:
+/// `W[o, i, y₁+y₂, x₁+x₂] = Σₘ second[o, m, y₂, x₂] · first[m, i, y₁, x₁]`.
+#[must_use]
+pub fn compose(first: ArrayView4<'_, f64>, second: ArrayView4<'_, f64>) -> Array4<f64> {
+    let (_, inputs, kh1, kw1) = first.dim();
+    let (out, _, kh2, kw2) = second.dim();
+    let mut kernel = Array4::zeros((out, inputs, kh1 + kh2 - 1, kw1 + kw2 - 1));
+    for (y1, x1) in ndarray::indices((kh1, kw1)) {
+        let into = first.slice(s![.., .., y1, x1]).as_standard_layout().into_owned();
+        for (y2, x2) in ndarray::indices((kh2, kw2)) {
+            let from = second.slice(s![.., .., y2, x2]).as_standard_layout().into_owned();
+            let mut at = kernel.slice_mut(s![.., .., y1 + y2, x1 + x2]);
+            at += &from.dot(&into);
+        }
+    }
+    kernel
+}

@@ -1,0 +1,128 @@
+//! Eigendecompositions and orthonormal bases in f64: the only user of faer.
+//!
+//! Everything runs on the calling thread, so that results never depend on the number of threads.
+
+use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
+use faer::{Accum, Mat, MatRef, Par, Side as Half};
+use ndarray::{Array2, ArrayView2};
+
+/// A basis of the leading left singular vectors of stacked matrices and their whole spectrum.
+#[derive(Debug, Clone)]
+pub(super) struct Basis {
+    /// `rows × kept`, orthonormal columns, by descending singular value.
+    pub(super) vectors: Array2<f64>,
+    /// Squared singular values, descending.
+    pub(super) spectrum: Vec<f64>,
+}
+
+/// The leading `keep` left singular vectors of `[M₁ … Mₙ]` (each `rows × columnsᵢ`) and all `σ²`.
+///
+/// By the eigenvectors of the Gram matrix of the smaller side: `G = Σ MᵢMᵢᵀ`, or `MᵀM` and then an orthonormal
+/// basis of `M·V`. That is three times faster than an SVD; singular values below `1e-8·σ₁` are rounding noise,
+/// as they are in f32 weights.
+pub(super) fn leading_basis(blocks: &[Array2<f64>], keep: usize) -> Result<Basis, String> {
+    let rows = blocks.first().map_or(0, Array2::nrows);
+    let columns: usize = blocks.iter().map(Array2::ncols).sum();
+    let keep = keep.min(rows).min(columns);
+    if rows <= columns {
+        let mut gram = Mat::zeros(rows, rows);
+        blocks.iter().for_each(|m| add_gram(&mut gram, view(m)));
+        let (vectors, spectrum) = eigen(&gram, keep)?;
+        return Ok(Basis { vectors: with_fixed_signs(vectors), spectrum });
+    }
+    let stacked = ndarray::concatenate(ndarray::Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>());
+    let stacked = stacked.map_err(|e| e.to_string())?;
+    let mut gram = Mat::zeros(columns, columns);
+    add_gram(&mut gram, view(&stacked).transpose());
+    let (right, spectrum) = eigen(&gram, keep)?;
+    Ok(Basis { vectors: orthonormal(stacked.dot(&right).view()), spectrum })
+}
+
+/// An orthonormal basis of the columns, signs fixed.
+pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
+    let matrix = Mat::from_fn(columns.nrows(), columns.ncols(), |i, j| columns[[i, j]]);
+    with_fixed_signs(owned(matrix.qr().compute_thin_Q().as_ref()))
+}
+
+/// `gram += m·mᵀ`, lower half.
+fn add_gram(gram: &mut Mat<f64>, m: MatRef<'_, f64>) {
+    triangular_matmul(
+        gram.as_mut(),
+        BlockStructure::TriangularLower,
+        Accum::Add,
+        m,
+        BlockStructure::Rectangular,
+        m.transpose(),
+        BlockStructure::Rectangular,
+        1.0,
+        Par::Seq,
+    );
+}
+
+/// Leading eigenvectors and all eigenvalues, descending, of a matrix given by its lower half.
+fn eigen(gram: &Mat<f64>, keep: usize) -> Result<(Array2<f64>, Vec<f64>), String> {
+    let n = gram.nrows();
+    let eigen = gram.self_adjoint_eigen(Half::Lower).map_err(|e| format!("{e:?}"))?;
+    let (values, vectors) = (eigen.S(), eigen.U());
+    // faer sorts ascending.
+    let spectrum = (0..n).rev().map(|i| values[i].max(0.0)).collect();
+    Ok((Array2::from_shape_fn((n, keep), |(i, j)| vectors[(i, n - 1 - j)]), spectrum))
+}
+
+/// Makes the entry of largest magnitude in each column positive, the first of equals.
+fn with_fixed_signs(mut columns: Array2<f64>) -> Array2<f64> {
+    for mut column in columns.columns_mut() {
+        let largest = column.iter().fold(0.0f64, |best, &x| if x.abs() > best.abs() { x } else { best });
+        if largest < 0.0 {
+            column.mapv_inplace(|x| -x);
+        }
+    }
+    columns
+}
+
+fn owned(matrix: MatRef<'_, f64>) -> Array2<f64> {
+    Array2::from_shape_fn((matrix.nrows(), matrix.ncols()), |(i, j)| matrix[(i, j)])
+}
+
+/// A row-major array as faer sees it.
+fn view(array: &Array2<f64>) -> MatRef<'_, f64> {
+    match array.as_slice() {
+        Some(slice) => MatRef::from_row_major_slice(slice, array.nrows(), array.ncols()),
+        // Every matrix here is made in standard layout; an empty one has no slice to speak of.
+        None => MatRef::from_row_major_slice(&[], 0, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Axis;
+
+    fn matrix(rows: usize, columns: usize) -> Array2<f64> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 31 + j * 17 + i * j) % 23) as f64 / 7.0 - 1.5)
+    }
+
+    #[test]
+    fn both_gram_sides_give_the_singular_values_of_an_svd() {
+        for (rows, columns) in [(7, 12), (12, 7), (5, 5), (1, 9), (9, 1)] {
+            let m = matrix(rows, columns);
+            let basis = leading_basis(std::slice::from_ref(&m), usize::MAX).unwrap();
+            let oracle = view(&m).to_owned().singular_values().unwrap();
+            for (found, sigma) in basis.spectrum.iter().zip(&oracle) {
+                // Squared values of a Gram matrix are exact to ε·σ₁².
+                assert!((found - sigma * sigma).abs() <= 1e-12 * oracle[0] * oracle[0]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_basis_is_orthonormal_and_spans_the_stack() {
+        let blocks = [matrix(6, 4), matrix(6, 9)];
+        let basis = leading_basis(&blocks, 6).unwrap().vectors;
+        let identity = basis.t().dot(&basis);
+        let stacked = ndarray::concatenate(Axis(1), &[blocks[0].view(), blocks[1].view()]).unwrap();
+        let kept = basis.dot(&basis.t().dot(&stacked));
+        assert!((&identity - &Array2::eye(6)).iter().all(|x| x.abs() < 1e-12));
+        assert!((&kept - &stacked).iter().all(|x| x.abs() < 1e-11));
+    }
+}

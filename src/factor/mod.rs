@@ -1,0 +1,16 @@
+//! All the mathematics and no ONNX: kernels become sums of chains of own or shared factors.
+//!
+//! A kernel `W[out, in, kh, kw]` is [unfolded](Unfolding) into a matrix, the matrices of a group are
+//! decomposed together as a [`Scheme`] says, and the result, [`Factors`], is the kernels of the small
+//! convolutions that replace the large one.
+
+mod chain;
+mod joint;
+mod linalg;
+mod scheme;
+mod unfold;
+
+pub use chain::{Chain, Factor, Factors, compose};
+pub use joint::{Analysis, analyse, factorize};
+pub use scheme::{ChainForm, Ownership, Scheme, macs, parameters};
+pub use unfold::{Side, Unfolding};

@@ -1,0 +1,147 @@
+//! Which factors a group shares, what that costs, and how many ranks each chain gets.
+
+use super::{Side, Unfolding};
+
+/// Whether a factor is stored once for the group or once a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// One tensor a member.
+    Own,
+    /// One tensor for all members.
+    Shared,
+}
+
+/// One chain of two factors `A·B`, as a scheme asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainForm {
+    /// How kernels become matrices.
+    pub unfolding: Unfolding,
+    /// Ownership of `A`, the first convolution.
+    pub first: Ownership,
+    /// Ownership of `B`, the last convolution.
+    pub last: Ownership,
+}
+
+impl ChainForm {
+    /// The side whose factor is an orthonormal basis; the other factor is the projection on it and carries
+    /// the singular values. A shared factor is always the basis.
+    #[must_use]
+    pub fn basis_side(&self) -> Side {
+        if self.last == Ownership::Shared { Side::Last } else { Side::First }
+    }
+}
+
+/// A scheme of the paper (arXiv 2107.04386), by what is shared.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Scheme {
+    /// Each kernel by itself: `Wᵢ ≈ Aᵢ·Bᵢ` (spatial SVD, Tai et al.).
+    Separate,
+    /// `Wᵢ ≈ A·Bᵢ` (LJSVD).
+    LeftShared,
+    /// `Wᵢ ≈ Aᵢ·B`, the stage's first convolution, which reads fewer channels, included (RJSVD-1).
+    RightSharedWithFirst,
+    /// `Wᵢ ≈ Aᵢ·B` over convolutions of equal shape (RJSVD-2).
+    RightShared,
+    /// `Wᵢ ≈ A·Bᵢ + Cᵢ·D` (Bi-JSVD).
+    BothShared {
+        /// Share of the rank that goes to the left-shared chain, from 0 (RJSVD-2) to 1 (LJSVD).
+        split: f64,
+    },
+}
+
+impl Scheme {
+    /// The name on the command line and in reports, after the paper.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Separate => "separate",
+            Self::LeftShared => "ljsvd",
+            Self::RightSharedWithFirst => "rjsvd-1",
+            Self::RightShared => "rjsvd-2",
+            Self::BothShared { .. } => "bi-jsvd",
+        }
+    }
+
+    /// The sum of chains that a group becomes.
+    #[must_use]
+    pub fn chains(self) -> Vec<ChainForm> {
+        use Ownership::{Own, Shared};
+        let chain = |first, last| ChainForm { unfolding: Unfolding::SPATIAL, first, last };
+        match self {
+            Self::Separate => vec![chain(Own, Own)],
+            Self::LeftShared => vec![chain(Shared, Own)],
+            Self::RightShared | Self::RightSharedWithFirst => vec![chain(Own, Shared)],
+            Self::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
+            Self::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
+            Self::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
+        }
+    }
+
+    /// How `total` ranks are dealt to the chains. Every chain gets at least one.
+    #[must_use]
+    pub fn ranks(self, total: usize) -> Vec<usize> {
+        match self {
+            Self::BothShared { split } if split > 0.0 && split < 1.0 => {
+                let left = (split * total as f64).round() as usize;
+                let left = left.clamp(1, total.max(2) - 1);
+                vec![left, total.max(2) - left]
+            }
+            _ => vec![total],
+        }
+    }
+
+    /// The smallest total rank: one for every chain.
+    #[must_use]
+    pub fn least_rank(self) -> usize {
+        self.chains().len()
+    }
+
+    /// Whether members must have equal input channels.
+    #[must_use]
+    pub fn needs_equal_inputs(self) -> bool {
+        self != Self::RightSharedWithFirst
+    }
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Elements stored for kernels of these shapes: `Σ r·rows` and `Σ r·columns`, a shared factor once.
+#[must_use]
+pub fn parameters(chains: &[ChainForm], ranks: &[usize], shapes: &[[usize; 4]]) -> u64 {
+    let stored = |ownership: Ownership, sizes: &mut dyn Iterator<Item = usize>| match ownership {
+        Ownership::Own => sizes.sum::<usize>(),
+        Ownership::Shared => sizes.next().unwrap_or(0),
+    };
+    let chains = chains.iter().zip(ranks).map(|(chain, rank)| {
+        let sizes = || shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
+        let first = stored(chain.first, &mut sizes().map(|(rows, _)| rows));
+        let last = stored(chain.last, &mut sizes().map(|(_, columns)| columns));
+        rank * (first + last)
+    });
+    chains.sum::<usize>() as u64
+}
+
+/// Multiply-accumulates of one member's chains for an output of `[height, width]` at the given strides; the
+/// size between the factors is the input's on the axes that the last factor carries.
+#[must_use]
+pub fn macs(
+    chains: &[ChainForm],
+    ranks: &[usize],
+    shape: [usize; 4],
+    strides: [usize; 2],
+    [height, width]: [usize; 2],
+) -> u64 {
+    let chains = chains.iter().zip(ranks).map(|(chain, rank)| {
+        let (rows, columns) = chain.unfolding.matrix_shape(shape);
+        let (_, last) = chain.unfolding.extents(shape);
+        // Strides go with the axes: an axis that only the last factor slides over is still whole here.
+        let grow = |axis: usize| if last[axis] > 1 { strides[axis] } else { 1 };
+        let between = (height * grow(0)) * (width * grow(1));
+        rank * (rows * between + columns * height * width)
+    });
+    chains.sum::<usize>() as u64
+}

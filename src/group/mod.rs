@@ -1,0 +1,143 @@
+//! Which convolutions play the same role, and which blocks of the network repeat: from structure alone.
+
+mod blocks;
+mod role;
+
+pub use blocks::RepeatedBlock;
+
+use crate::error::Result;
+use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason};
+use regex::Regex;
+use std::collections::BTreeMap;
+
+/// What makes convolutions candidates for sharing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GroupBy {
+    /// The same place in repeated blocks of one stage.
+    #[default]
+    Role,
+    /// Equal kernel shapes, wherever they stand.
+    Shape,
+}
+
+/// How convolutions are found and grouped.
+#[derive(Debug, Clone, Default)]
+pub struct GroupOptions {
+    /// What makes convolutions interchangeable.
+    pub group_by: GroupBy,
+    /// Leave `BatchNormalization` nodes in the graph instead of folding them into decomposed kernels.
+    pub keep_batch_norm: bool,
+    /// Only convolutions whose name matches.
+    pub include: Option<Regex>,
+    /// No convolution whose name matches.
+    pub exclude: Option<Regex>,
+    /// Shapes of graph inputs, where the file leaves them open.
+    pub input_shapes: Vec<InputShape>,
+}
+
+/// Convolutions that play one role: equal output channels and kernel size, not necessarily input channels.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// Short name, `g1`, `g2`, … in graph order.
+    pub name: String,
+    /// The neighbourhood that the members have in common, this convolution marked `●`.
+    pub role: String,
+    /// Positions in [`Grouping::convs`], in graph order.
+    pub members: Vec<usize>,
+}
+
+/// A convolution that is left alone.
+#[derive(Debug, Clone)]
+pub struct Skipped {
+    /// The node's name.
+    pub name: String,
+    /// Why.
+    pub reason: SkipReason,
+    /// Its multiply-accumulates, where kernel and size are known.
+    pub macs: Option<u64>,
+}
+
+/// Everything that matching found.
+#[derive(Debug, Clone)]
+pub struct Grouping {
+    /// Convolutions that can be decomposed, in graph order.
+    pub convs: Vec<Conv>,
+    /// A partition of them.
+    pub groups: Vec<Group>,
+    /// The others.
+    pub skipped: Vec<Skipped>,
+    /// Repeated blocks of the network.
+    pub blocks: Vec<RepeatedBlock>,
+}
+
+/// Finds the convolutions of a model, groups those that play the same role and reports the repeated blocks.
+///
+/// # Errors
+/// Those of a damaged graph; a model from [`Model::open`] has none.
+pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
+    let graph = Graph::new(model)?;
+    let resolutions = Resolutions::new(&graph, &options.input_shapes);
+    let mut convs = Vec::new();
+    let mut skipped = Vec::new();
+    for &index in graph.order() {
+        if !role::is_conv(&graph.nodes()[index]) {
+            continue;
+        }
+        match candidate(&graph, &resolutions, index, model, options) {
+            Ok(conv) => convs.push(conv),
+            Err(reason) => {
+                let node = &graph.nodes()[index];
+                let kernel = node.input.get(1).and_then(|w| graph.constant(w));
+                let weights = kernel.map(|t| t.dims.iter().map(|&d| d.unsigned_abs()).fold(1, u64::saturating_mul));
+                let extent = node.output.first().map_or([None; 2], |o| resolutions.extent(o));
+                let pixels = extent[0].zip(extent[1]).map(|(h, w)| (h * w) as u64);
+                let macs = weights.zip(pixels).map(|(w, p)| w.saturating_mul(p));
+                skipped.push(Skipped { name: crate::onnx::label(node), reason, macs });
+            }
+        }
+    }
+    let groups = group(&graph, &resolutions, &convs, options.group_by);
+    Ok(Grouping { groups, skipped, blocks: blocks::repeated(&graph), convs })
+}
+
+fn candidate(
+    graph: &Graph<'_>,
+    resolutions: &Resolutions,
+    index: usize,
+    model: &Model,
+    options: &GroupOptions,
+) -> Result<Conv, SkipReason> {
+    let conv = Conv::new(graph, resolutions, index, !options.keep_batch_norm)?;
+    let named = |pattern: &Option<Regex>| pattern.as_ref().map(|p| p.is_match(&conv.name));
+    if named(&options.include) == Some(false) || named(&options.exclude) == Some(true) {
+        return Err(SkipReason::Excluded);
+    }
+    // Our own factors would be found again as repeated convolutions.
+    if model.metadata(crate::rewrite::VERSION_KEY).is_some() && conv.kernel_name.contains("jmd_") {
+        return Err(SkipReason::AlreadyFactored);
+    }
+    Ok(conv)
+}
+
+fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: GroupBy) -> Vec<Group> {
+    let mut place: BTreeMap<String, usize> = BTreeMap::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for (index, conv) in convs.iter().enumerate() {
+        let [out, inputs, kh, kw] = conv.shape;
+        let (role, key) = match by {
+            GroupBy::Role => {
+                let role = role::of(graph, conv);
+                let level = resolutions.level(&role.exit);
+                (role.text.clone(), format!("{} {out} {kh}x{kw} {level:?}", role.text))
+            }
+            GroupBy::Shape => ("equal shape".to_owned(), format!("{out} {inputs} {kh}x{kw}")),
+        };
+        let at = *place.entry(key).or_insert(groups.len());
+        if at == groups.len() {
+            groups.push(Group { name: format!("g{}", at + 1), role, members: Vec::new() });
+        }
+        groups[at].members.push(index);
+    }
+    groups
+}

@@ -1,0 +1,130 @@
+//! The role of a convolution: a canonical text of its neighbourhood, out to where its branch begins and ends.
+//!
+//! From the convolution the walk goes up to the value where the enclosing block forks (or two branches meet) and down to
+//! where it joins again. Batch norm, dropout and identity are looked through, so that a network has the same roles with
+//! its batch norms folded or kept. Channels and strides are not part of the text: the first block of a stage, which has
+//! other input channels, a stride and perhaps a projection shortcut, plays the same roles as the blocks after it.
+
+use crate::onnx::proto::NodeProto;
+use crate::onnx::{Conv, Graph, Use};
+
+/// A role and the value at which its branch ends.
+pub(super) struct Role {
+    pub(super) text: String,
+    pub(super) exit: String,
+}
+
+pub(super) fn is_conv(node: &NodeProto) -> bool {
+    node.op_type() == "Conv" && matches!(node.domain(), "" | "ai.onnx")
+}
+
+/// Operators that a role looks through.
+pub(super) fn is_transparent(node: &NodeProto) -> bool {
+    matches!(node.op_type(), "BatchNormalization" | "Identity" | "Dropout")
+}
+
+/// Inputs that are not constant: the data that flows.
+pub(super) fn data_inputs<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Vec<&'m str> {
+    let inputs = node.input.iter().map(String::as_str);
+    inputs.filter(|i| !i.is_empty() && graph.constant(i).is_none()).collect()
+}
+
+pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
+    let mut up = Vec::new();
+    let mut value = conv.input.as_str();
+    let begins = loop {
+        // A gate's input has two readers and is no fork, so gates are looked for before forks.
+        let gated = graph.producer(value).and_then(|p| gate_above(graph, p));
+        if is_fork(graph, value) {
+            break "fork".to_owned();
+        }
+        if let Some((label, input)) = gated {
+            up.push(label);
+            value = input;
+            continue;
+        }
+        let Some(node) = graph.producer(value).map(|p| &graph.nodes()[p]) else {
+            break "input".to_owned();
+        };
+        match data_inputs(graph, node)[..] {
+            [input] => {
+                up.extend(label(graph, node));
+                value = input;
+            }
+            [] => break node.op_type().to_owned(),
+            _ => break node.op_type().to_owned(),
+        }
+    };
+    up.reverse();
+    let mut down = Vec::new();
+    let mut value = conv.output.as_str();
+    let ends = loop {
+        if let Some((label, output)) = gate_below(graph, value) {
+            down.push(label);
+            value = output;
+            continue;
+        }
+        let node = match graph.uses(value) {
+            [Use::Node(index, _)] => &graph.nodes()[*index],
+            [Use::Output] => break "output".to_owned(),
+            _ => break "fork".to_owned(),
+        };
+        match (data_inputs(graph, node).len(), node.output.first()) {
+            (1, Some(output)) => {
+                down.extend(label(graph, node));
+                value = output;
+            }
+            _ => break node.op_type().to_owned(),
+        }
+    };
+    let [_, _, kh, kw] = conv.shape;
+    let here = format!("●{kh}x{kw}");
+    let steps = std::iter::once(begins).chain(up).chain([here]).chain(down).chain([ends]);
+    Role { text: steps.collect::<Vec<_>>().join(" → "), exit: value.to_owned() }
+}
+
+/// A node as a step of a role; none if it is looked through.
+fn label(graph: &Graph<'_>, node: &NodeProto) -> Option<String> {
+    if is_transparent(node) {
+        return None;
+    }
+    if !is_conv(node) {
+        return Some(node.op_type().to_owned());
+    }
+    let dims = node.input.get(1).and_then(|w| graph.constant(w)).map_or(&[][..], |t| &t.dims[..]);
+    let size: Vec<String> = dims.iter().skip(2).map(i64::to_string).collect();
+    let grouped = dims.get(1).is_some_and(|&i| i == 1);
+    Some(format!("Conv{}{}", size.join("x"), if grouped { "/grouped" } else { "" }))
+}
+
+fn is_fork(graph: &Graph<'_>, value: &str) -> bool {
+    graph.uses(value).len() != 1 && gate_below(graph, value).is_none()
+}
+
+/// `Mul(v, f(v))`, as in SiLU, read as one step from `v`: its text and its output.
+fn gate_below<'m>(graph: &Graph<'m>, value: &str) -> Option<(String, &'m str)> {
+    let (&[Use::Node(a, _), Use::Node(b, _)], nodes) = (graph.uses(value), graph.nodes()) else {
+        return None;
+    };
+    let gate = |inner: usize, outer: usize| {
+        let (inner, outer) = (&nodes[inner], nodes.get(outer)?);
+        let through = inner.output.first()?;
+        let reads = data_inputs(graph, inner).len() == 1
+            && outer.op_type() == "Mul"
+            && outer.input.iter().any(|i| i == value)
+            && outer.input.contains(through)
+            && graph.only_reader(through).is_some()
+            && !is_conv(inner);
+        reads.then(|| Some((format!("Mul({})", inner.op_type()), outer.output.first()?.as_str())))?
+    };
+    gate(a, b).or_else(|| gate(b, a))
+}
+
+/// The gate whose product this node is: its text and its input.
+fn gate_above<'m>(graph: &Graph<'m>, producer: usize) -> Option<(String, &'m str)> {
+    let node = &graph.nodes()[producer];
+    node.input.iter().find_map(|input| {
+        let (label, output) = gate_below(graph, input)?;
+        (node.output.first()? == output).then_some((label, input.as_str()))
+    })
+}

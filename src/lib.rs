@@ -1,0 +1,72 @@
+//! A compiler pass over ONNX files that makes convolutional networks smaller: it finds the convolutions that play the same
+//! role in repeated blocks, decomposes their kernels **jointly**, rewrites each into a shared projection and a small
+//! convolution of its own, and proves with tract that the result computes what was decided.
+//!
+//! ```text
+//! argv ─ cli ─▶ Options
+//! in.onnx ─▶ onnx::Model ─▶ onnx::Graph ─▶ onnx::Conv ─▶ group ─▶ factor ─▶ plan ─▶ rewrite ─▶ Model'
+//!                                            └ SkipReason                                         │
+//!                            Model, reference, Model' ─▶ verify ─▶ report ◀──────────────────────┘─▶ out.onnx
+//! ```
+//! Data flows one way: a stage is a function from values to a value, and a refusal is data that names its node.
+//! [`onnx`] holds all protobuf and no mathematics, [`factor`] all mathematics and no ONNX.
+//!
+//! The method is that of Chen, Zhou, Sun and Huang, *Joint Matrix Decomposition for Deep Convolutional Neural Networks
+//! Compression* (arXiv 2107.04386).
+//!
+//! # Example
+#![cfg_attr(feature = "verify", doc = "```")]
+#![cfg_attr(not(feature = "verify"), doc = "```ignore")]
+//! use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, compile};
+//!
+//! let model = Model::open("fixtures/fashion-resnet.onnx")?;
+//! let plan = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Ratio(4.0), ..PlanOptions::default() };
+//! let done = compile(&model, &Options { plan, ..Options::default() }, &|_| ())?;
+//! assert!(done.report.totals.parameters.ratio >= 4.0);
+//! let verification = done.report.verification.expect("verified by default");
+//! assert!(verification.rewrite_error <= verification.rewrite_tolerance);
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let path = folder.path().join("small.onnx");
+//! done.model.expect("not a dry run").save(&path)?;
+//! # Ok::<(), onnx_jmd::Error>(())
+//! ```
+//!
+//! Stage by stage the same is [`find_groups`], [`Plan::build`], [`apply`], [`verify()`] and [`Report`].
+
+mod error;
+mod onnx;
+
+pub mod factor;
+
+mod group;
+mod ranks;
+
+mod plan;
+mod rewrite;
+
+mod report;
+
+#[cfg(feature = "verify")]
+mod compile;
+#[cfg(feature = "verify")]
+mod images;
+#[cfg(feature = "verify")]
+mod runtime;
+#[cfg(feature = "verify")]
+mod verify;
+
+#[cfg(feature = "verify")]
+pub use compile::{Compilation, Gates, Options, compile};
+pub use error::{Error, Result};
+pub use factor::Scheme;
+pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, find_groups};
+#[cfg(feature = "verify")]
+pub use images::Images;
+pub use onnx::{Conv, InputShape, Model, SkipReason};
+pub use plan::{GroupPlan, Kept, Plan, PlanOptions, RankPolicy};
+pub use report::{
+    Approximation, BlockRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score, Totals, Verification,
+};
+pub use rewrite::{Compiled, apply};
+#[cfg(feature = "verify")]
+pub use verify::{REWRITE_TOLERANCE, VerifyOptions, score, verify};

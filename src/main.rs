@@ -1,0 +1,119 @@
+//! Arguments → options → one library call → files and tables → exit code.
+
+#![allow(clippy::print_stderr, reason = "the binary speaks to a person")]
+
+mod cli;
+
+use clap::Parser;
+use cli::{Cli, Paths};
+use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+fn main() -> ExitCode {
+    let arguments = Cli::parse();
+    // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.
+    std::panic::set_hook(Box::new(|_| ()));
+    let outcome = std::panic::catch_unwind(|| arguments.options().and_then(|(paths, options)| run(&paths, &options)));
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("onnx-jmd: {error}");
+            ExitCode::from(error.exit_code())
+        }
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            eprintln!(
+                "onnx-jmd: internal error ({}), nothing was written: please report it",
+                text.unwrap_or("unknown")
+            );
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(paths: &Paths, options: &Options) -> Result<()> {
+    if let Some(threads) = paths.threads {
+        let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        built.map_err(|e| Error::Options(format!("--threads: {e}")))?;
+    }
+    let start = Instant::now();
+    let progress = |stage: &str| {
+        if !paths.quiet {
+            eprintln!("[{:6.1} s] {stage}", start.elapsed().as_secs_f64());
+        }
+    };
+    if let Some(output) = &paths.output {
+        check_output(&paths.input, output)?;
+    }
+    progress(&format!("reading {}", paths.input.display()));
+    let model = Model::open(&paths.input)?;
+    let compilation = match compile(&model, options, &progress) {
+        Err(nothing @ Error::NothingToCompress(_)) => {
+            // A build step that asks for a file gets one: the input, byte for byte.
+            if let Some(output) = &paths.output {
+                model.save(output)?;
+            }
+            return Err(nothing);
+        }
+        other => other?,
+    };
+    write(paths, &compilation)?;
+    progress("done");
+    Ok(())
+}
+
+fn write(paths: &Paths, compilation: &Compilation) -> Result<()> {
+    if let (Some(output), Some(model)) = (&paths.output, &compilation.model) {
+        model.save(output)?;
+    }
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::Write { path, source }
+    };
+    let stdout = Path::new("standard output");
+    match &paths.json {
+        Some(path) if path.as_os_str() == "-" => {
+            let text = compilation.report.to_json();
+            std::io::stdout().write_all(text.as_bytes()).map_err(failed(stdout))
+        }
+        json => {
+            if let Some(path) = json {
+                std::fs::write(path, compilation.report.to_json()).map_err(failed(path))?;
+            }
+            if paths.quiet { Ok(()) } else { print(&compilation.report).map_err(failed(stdout)) }
+        }
+    }
+}
+
+/// Prints the tables, headings in bold where standard output is a terminal that shows it.
+fn print(report: &Report) -> std::io::Result<()> {
+    let bold = anstyle::Style::new().bold();
+    let mut out = anstream::stdout().lock();
+    for line in report.to_string().lines() {
+        if line.is_empty() || line.starts_with(' ') {
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "{bold}{line}{bold:#}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses, before any work, an output that is the input or cannot be there.
+fn check_output(input: &Path, output: &Path) -> Result<()> {
+    if let (Ok(a), Ok(b)) = (std::fs::canonicalize(input), std::fs::canonicalize(output))
+        && a == b
+    {
+        return Err(Error::Options(format!("the output {} is the input: name another file", output.display())));
+    }
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let metadata = std::fs::metadata(folder).map_err(|source| Error::Write { path: output.to_owned(), source })?;
+    if !metadata.is_dir() {
+        let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
+        return Err(Error::Write { path: output.to_owned(), source });
+    }
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! A `BatchNormalization` that a convolution can absorb.
+
+use super::graph::{Graph, label};
+use super::{attributes, tensor::read_floats};
+
+/// Inference-time batch normalisation as an affine map per output channel: `y = scale·x + shift`, with
+/// `scale = γ / √(variance + ε)` and `shift = β − mean·scale` (ONNX operator BatchNormalization).
+#[derive(Debug, Clone)]
+pub(crate) struct BatchNorm {
+    pub(crate) node: usize,
+    pub(crate) name: String,
+    pub(crate) scale: Vec<f64>,
+    pub(crate) shift: Vec<f64>,
+    /// The value it writes.
+    pub(crate) output: String,
+}
+
+impl BatchNorm {
+    /// The batch norm that reads `value` when nothing else does, its parameters are constant, finite
+    /// and one a channel, and it runs in inference mode.
+    pub(super) fn reading(graph: &Graph<'_>, value: &str, channels: usize) -> Option<Self> {
+        let (index, position) = graph.only_reader(value)?;
+        let node = &graph.nodes()[index];
+        let inference = attributes::int(node, "training_mode").unwrap_or(0) == 0
+            && attributes::int(node, "spatial").unwrap_or(1) == 1
+            && node.output.iter().skip(1).all(|o| graph.uses(o).is_empty());
+        if node.op_type() != "BatchNormalization" || !node.domain().is_empty() || position != 0 || !inference {
+            return None;
+        }
+        let read = |i: usize| -> Option<Vec<f64>> {
+            let values = read_floats(graph.constant(node.input.get(i)?)?)?;
+            let fits = values.len() == channels && values.iter().all(|v| v.is_finite());
+            fits.then(|| values.iter().map(|&v| f64::from(v)).collect())
+        };
+        let (gamma, beta, mean, variance) = (read(1)?, read(2)?, read(3)?, read(4)?);
+        let epsilon = f64::from(attributes::float(node, "epsilon").unwrap_or(1e-5));
+        let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
+        let shift: Vec<f64> = scale.iter().zip(beta.iter().zip(&mean)).map(|(s, (b, m))| b - m * s).collect();
+        let finite = scale.iter().chain(&shift).all(|x| x.is_finite());
+        finite.then(|| Self { node: index, name: label(node), scale, shift, output: node.output[0].clone() })
+    }
+}

@@ -1,0 +1,288 @@
+//! One convolution, its attributes resolved and validated, or the reason why it is left alone.
+
+use super::graph::{Graph, label};
+use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
+use super::shapes::{Extent, Resolutions};
+use super::{BatchNorm, attributes, tensor};
+use crate::error::{Error, Result};
+use ndarray::{Array1, Array4, Axis};
+use std::fmt;
+
+/// A two-dimensional convolution with a constant kernel that nothing else uses, and the batch norm behind
+/// it if that is to be folded in.
+#[derive(Debug, Clone)]
+pub struct Conv {
+    /// The node's name, or its operator and output where it has none.
+    pub name: String,
+    /// Name of the kernel's tensor.
+    pub kernel_name: String,
+    /// Kernel shape `[out, in, kh, kw]`.
+    pub shape: [usize; 4],
+    /// Strides, height then width.
+    pub strides: [usize; 2],
+    /// Dilations, height then width.
+    pub dilations: [usize; 2],
+    /// Zeros added at top, left, bottom and right.
+    pub pads: [usize; 4],
+    /// Height and width of the input, where known.
+    pub input_extent: [Option<usize>; 2],
+    /// Height and width of the output, where known.
+    pub output_extent: [Option<usize>; 2],
+    pub(crate) node: usize,
+    pub(crate) input: String,
+    /// The value that carries the result: the batch norm's output if one is folded in.
+    pub(crate) output: String,
+    pub(crate) bias: Option<String>,
+    pub(crate) batch_norm: Option<BatchNorm>,
+    /// Shares its bytes with the model.
+    kernel: TensorProto,
+    bias_values: Option<Vec<f64>>,
+}
+
+/// Why a convolution is left alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// Conv1d, Conv3d or something else without two spatial axes.
+    Axes {
+        /// Axes of the kernel.
+        axes: usize,
+    },
+    /// Grouped or depthwise.
+    Grouped {
+        /// ONNX's attribute `group`.
+        channel_groups: i64,
+    },
+    /// The kernel is not constant.
+    KernelComputed {
+        /// The value that the node reads.
+        value: String,
+    },
+    /// The kernel is an initializer that callers may replace.
+    KernelOverridable {
+        /// The initializer.
+        tensor: String,
+    },
+    /// The kernel is not float32.
+    KernelType {
+        /// ONNX's name of the type.
+        element_type: String,
+    },
+    /// Another node reads the same kernel.
+    KernelReused {
+        /// The initializer.
+        tensor: String,
+        /// How many readings.
+        uses: usize,
+    },
+    /// `auto_pad` cannot be resolved without the input's size.
+    AutoPad,
+    /// The attributes contradict the kernel or the operator's definition.
+    Inconsistent {
+        /// What contradicts.
+        what: String,
+    },
+    /// This tool wrote it.
+    AlreadyFactored,
+    /// Excluded by the user.
+    Excluded,
+    /// No rank makes it smaller.
+    NeverPays,
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Axes { axes } => write!(f, "its kernel has {axes} axes; two-dimensional convolutions have 4"),
+            Self::Grouped { channel_groups } => {
+                write!(f, "grouped convolution (group = {channel_groups})")
+            }
+            Self::KernelComputed { value } => {
+                write!(f, "its kernel '{value}' is computed in the graph")
+            }
+            Self::KernelOverridable { tensor } => {
+                write!(f, "its kernel '{tensor}' is also a graph input, which callers may replace")
+            }
+            Self::KernelType { element_type } => {
+                write!(f, "its kernel is {element_type}; only FLOAT is decomposed")
+            }
+            Self::KernelReused { tensor, uses } => {
+                write!(f, "its kernel '{tensor}' is read {uses} times")
+            }
+            Self::AutoPad => write!(f, "auto_pad needs the input's size: give --input-shape"),
+            Self::Inconsistent { what } => write!(f, "{what}"),
+            Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
+            Self::Excluded => write!(f, "left out by --include or --exclude"),
+            Self::NeverPays => write!(f, "no rank makes it smaller without more multiply-accumulates"),
+        }
+    }
+}
+
+impl Conv {
+    /// Validates one `Conv` node. `fold` says whether a batch norm behind it becomes part of it.
+    pub(crate) fn new(
+        graph: &Graph<'_>,
+        resolutions: &Resolutions,
+        index: usize,
+        fold: bool,
+    ) -> Result<Self, SkipReason> {
+        let node = &graph.nodes()[index];
+        let inconsistent = |what: String| SkipReason::Inconsistent { what };
+        let (Some(input), Some(weight)) = (node.input.first(), node.input.get(1)) else {
+            return Err(inconsistent("it has no kernel".into()));
+        };
+        let Some(tensor) = graph.constant(weight) else {
+            return Err(if graph.is_overridable(weight) {
+                SkipReason::KernelOverridable { tensor: weight.clone() }
+            } else {
+                SkipReason::KernelComputed { value: weight.clone() }
+            });
+        };
+        let channel_groups = attributes::int(node, "group").unwrap_or(1);
+        if channel_groups != 1 {
+            return Err(SkipReason::Grouped { channel_groups });
+        }
+        let dims: Vec<usize> = tensor.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
+        let shape: [usize; 4] = dims[..].try_into().map_err(|_| SkipReason::Axes { axes: dims.len() })?;
+        if shape.contains(&0) {
+            return Err(inconsistent(format!("its kernel has an empty axis: {shape:?}")));
+        }
+        if tensor.data_type() != DataType::Float as i32 {
+            let element_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
+            return Err(SkipReason::KernelType { element_type: element_type.as_str_name().into() });
+        }
+        let uses = graph.constant_uses(weight);
+        if uses != 1 {
+            return Err(SkipReason::KernelReused { tensor: weight.clone(), uses });
+        }
+        let pair = |name: &str| match attributes::ints(node, name) {
+            None => Ok([1, 1]),
+            Some(&[a, b]) if a > 0 && b > 0 => Ok([a as usize, b as usize]),
+            Some(other) => Err(inconsistent(format!("its {name} are {other:?}"))),
+        };
+        if let Some(stated) = attributes::ints(node, "kernel_shape")
+            && *stated != [shape[2] as i64, shape[3] as i64]
+        {
+            return Err(inconsistent(format!("its kernel_shape {stated:?} is not its kernel's {:?}", &shape[2..])));
+        }
+        let (strides, dilations) = (pair("strides")?, pair("dilations")?);
+        let input_extent = resolutions.extent(input);
+        let pads = pads(node, &shape, strides, dilations, input_extent)?;
+        let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
+        let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(graph.constant(b)?));
+        let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().map(|&x| f64::from(x)).collect());
+        if bias_values.as_ref().is_some_and(|b| b.len() != shape[0]) {
+            return Err(inconsistent(format!("its bias does not have {} elements", shape[0])));
+        }
+        let Some(written) = node.output.first() else {
+            return Err(inconsistent("it has no output".into()));
+        };
+        let foldable = fold && (bias.is_none() || bias_values.is_some());
+        let batch_norm = if foldable { BatchNorm::reading(graph, written, shape[0]) } else { None };
+        let output = batch_norm.as_ref().map_or(written, |b| &b.output).clone();
+        Ok(Self {
+            name: label(node),
+            kernel_name: weight.clone(),
+            shape,
+            strides,
+            dilations,
+            pads,
+            input_extent,
+            output_extent: resolutions.extent(&output),
+            node: index,
+            input: input.clone(),
+            output,
+            bias,
+            batch_norm,
+            kernel: tensor.clone(),
+            bias_values,
+        })
+    }
+
+    /// The kernel in f64, axes `out, in, kh, kw`, with the batch norm's scale folded in.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if a weight is NaN or infinite.
+    pub fn kernel(&self) -> Result<Array4<f64>> {
+        let stored = tensor::read_kernel(&self.kernel).filter(|k| k.iter().all(|x| x.is_finite()));
+        let kernel =
+            stored.ok_or_else(|| Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() })?;
+        Ok(match &self.batch_norm {
+            Some(norm) => per_output(kernel, norm.scale.iter().copied()),
+            None => kernel,
+        })
+    }
+
+    /// The kernel that the original graph needs in place of its own so that it computes `folded`: the
+    /// batch norm's scale divided out again. A channel of scale zero is constant whatever its kernel.
+    pub(crate) fn unfolded(&self, folded: Array4<f64>) -> Array4<f64> {
+        match &self.batch_norm {
+            Some(norm) => per_output(folded, norm.scale.iter().map(|&s| if s == 0.0 { 0.0 } else { 1.0 / s })),
+            None => folded,
+        }
+    }
+
+    /// The bias with the batch norm folded in, `scale·b + shift`; none where the node's own bias stays.
+    pub(crate) fn folded_bias(&self) -> Option<Vec<f64>> {
+        let norm = self.batch_norm.as_ref()?;
+        let bias = self.bias_values.clone().unwrap_or_else(|| vec![0.0; self.shape[0]]);
+        Some(bias.iter().zip(&norm.scale).zip(&norm.shift).map(|((b, s), t)| s * b + t).collect())
+    }
+
+    /// Weights in the kernel.
+    #[must_use]
+    pub fn weights(&self) -> u64 {
+        self.shape.iter().map(|&d| d as u64).product()
+    }
+
+    /// Nodes that the rewrite takes away: the convolution and the batch norm folded into it.
+    #[must_use]
+    pub fn replaces(&self) -> Vec<String> {
+        std::iter::once(self.name.clone()).chain(self.batch_norm.iter().map(|b| b.name.clone())).collect()
+    }
+}
+
+/// Multiplies each output channel of a kernel.
+fn per_output(kernel: Array4<f64>, factors: impl Iterator<Item = f64>) -> Array4<f64> {
+    let factors = Array1::from_iter(factors);
+    kernel * factors.insert_axis(Axis(1)).insert_axis(Axis(2)).insert_axis(Axis(3))
+}
+
+/// Pads `[top, left, bottom, right]`, with `auto_pad` resolved (ONNX operator Conv).
+fn pads(
+    node: &NodeProto,
+    shape: &[usize; 4],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    extent: Extent,
+) -> Result<[usize; 4], SkipReason> {
+    let upper = match attributes::string(node, "auto_pad").unwrap_or("NOTSET") {
+        "VALID" => return Ok([0; 4]),
+        "NOTSET" | "" => {
+            return match attributes::ints(node, "pads") {
+                None => Ok([0; 4]),
+                Some(&[t, l, b, r]) if [t, l, b, r].iter().all(|&p| p >= 0) => Ok([t, l, b, r].map(|p| p as usize)),
+                Some(other) => Err(SkipReason::Inconsistent { what: format!("its pads are {other:?}") }),
+            };
+        }
+        "SAME_UPPER" => true,
+        "SAME_LOWER" => false,
+        other => {
+            return Err(SkipReason::Inconsistent { what: format!("its auto_pad is '{other}'") });
+        }
+    };
+    let mut pads = [0; 4];
+    for axis in 0..2 {
+        let reach = dilations[axis] * (shape[2 + axis] - 1) + 1;
+        // At stride one the padding does not depend on the input's size.
+        let total = match (strides[axis], extent[axis]) {
+            (1, _) => reach - 1,
+            (stride, Some(n)) => (n.div_ceil(stride).saturating_sub(1) * stride + reach).saturating_sub(n),
+            (_, None) => return Err(SkipReason::AutoPad),
+        };
+        let small = total / 2;
+        pads[axis] = if upper { small } else { total - small };
+        pads[axis + 2] = if upper { total - small } else { small };
+    }
+    Ok(pads)
+}

@@ -1,0 +1,246 @@
+//! A read-only index over a model's main graph: who writes a value, who reads it, what is constant.
+
+use super::Model;
+use super::proto::{GraphProto, NodeProto, TensorProto};
+use crate::error::{Error, Result};
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+/// The index. Nodes are named by their position in the file.
+#[derive(Debug)]
+pub(crate) struct Graph<'m> {
+    proto: &'m GraphProto,
+    producer: HashMap<&'m str, usize>,
+    consumers: HashMap<&'m str, Vec<Use>>,
+    initializers: HashMap<&'m str, &'m TensorProto>,
+    /// Initializers that are also inputs of an IR ≥ 4 model: a caller may replace them.
+    overridable: HashSet<&'m str>,
+    order: Vec<usize>,
+}
+
+/// One reading of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Use {
+    /// By a node, at an input position.
+    Node(usize, usize),
+    /// From inside a node's subgraph.
+    Captured(usize),
+    /// As an output of the graph.
+    Output,
+}
+
+impl<'m> Graph<'m> {
+    /// # Errors
+    /// [`Error::Dangling`], [`Error::WrittenTwice`] or [`Error::Cycle`].
+    pub(crate) fn new(model: &'m Model) -> Result<Self> {
+        let proto =
+            model.proto().graph.as_ref().ok_or_else(|| Error::NotOnnx { reason: "it holds no graph".into() })?;
+        let mut initializers: HashMap<&str, &TensorProto> = HashMap::new();
+        for tensor in &proto.initializer {
+            if initializers.insert(tensor.name(), tensor).is_some() {
+                return Err(Error::WrittenTwice { value: tensor.name().into(), node: "(initializer)".into() });
+            }
+        }
+        let inputs: HashSet<&str> = proto.input.iter().map(|i| i.name()).collect();
+        let given: HashSet<&str> = inputs
+            .iter()
+            .copied()
+            .chain(initializers.keys().copied())
+            .chain(proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()))
+            .collect();
+        let mut graph = Self {
+            proto,
+            producer: HashMap::new(),
+            consumers: HashMap::new(),
+            overridable: HashSet::new(),
+            initializers,
+            order: Vec::new(),
+        };
+        if model.proto().ir_version() >= 4 {
+            graph.overridable = inputs.iter().copied().filter(|n| graph.initializers.contains_key(n)).collect();
+        }
+        for (index, node) in proto.node.iter().enumerate() {
+            for output in node.output.iter().filter(|o| !o.is_empty()) {
+                if given.contains(output.as_str()) || graph.producer.insert(output, index).is_some() {
+                    return Err(Error::WrittenTwice { value: output.clone(), node: label(node) });
+                }
+            }
+        }
+        for (index, node) in proto.node.iter().enumerate() {
+            for (position, input) in node.input.iter().enumerate().filter(|(_, i)| !i.is_empty()) {
+                if !given.contains(input.as_str()) && !graph.producer.contains_key(input.as_str()) {
+                    return Err(Error::Dangling { node: label(node), value: input.clone() });
+                }
+                graph.consumers.entry(input).or_default().push(Use::Node(index, position));
+            }
+            for name in captures(node) {
+                graph.consumers.entry(name).or_default().push(Use::Captured(index));
+            }
+        }
+        for output in &proto.output {
+            if !given.contains(output.name()) && !graph.producer.contains_key(output.name()) {
+                return Err(Error::Dangling { node: "(graph output)".into(), value: output.name().into() });
+            }
+            graph.consumers.entry(output.name()).or_default().push(Use::Output);
+        }
+        graph.order = graph.sort()?;
+        Ok(graph)
+    }
+
+    /// Kahn's order, the file's order among nodes that are ready together.
+    fn sort(&self) -> Result<Vec<usize>> {
+        let nodes = &self.proto.node;
+        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+        let mut waiting = vec![0usize; nodes.len()];
+        for (index, node) in nodes.iter().enumerate() {
+            let read: BTreeSet<&str> = node.input.iter().map(String::as_str).chain(captures(node)).collect();
+            for producer in read.iter().filter_map(|name| self.producer.get(name)) {
+                readers[*producer].push(index);
+                waiting[index] += 1;
+            }
+        }
+        let mut ready: BTreeSet<usize> = (0..nodes.len()).filter(|&n| waiting[n] == 0).collect();
+        let mut order = Vec::with_capacity(nodes.len());
+        while let Some(index) = ready.pop_first() {
+            order.push(index);
+            for &reader in &readers[index] {
+                waiting[reader] -= 1;
+                if waiting[reader] == 0 {
+                    ready.insert(reader);
+                }
+            }
+        }
+        match waiting.iter().position(|&w| w > 0) {
+            Some(stuck) => Err(Error::Cycle { node: label(&nodes[stuck]) }),
+            None => Ok(order),
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> &'m [NodeProto] {
+        &self.proto.node
+    }
+
+    pub(crate) fn proto(&self) -> &'m GraphProto {
+        self.proto
+    }
+
+    /// Node positions such that every node comes after what it reads.
+    pub(crate) fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    pub(crate) fn producer(&self, value: &str) -> Option<usize> {
+        self.producer.get(value).copied()
+    }
+
+    pub(crate) fn uses(&self, value: &str) -> &[Use] {
+        self.consumers.get(value).map_or(&[], Vec::as_slice)
+    }
+
+    /// The only node that reads a value, if nothing else does.
+    pub(crate) fn only_reader(&self, value: &str) -> Option<(usize, usize)> {
+        match self.uses(value) {
+            [Use::Node(node, position)] => Some((*node, *position)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_overridable(&self, name: &str) -> bool {
+        self.overridable.contains(name)
+    }
+
+    /// The tensor behind a name if it is constant: an initializer, a `Constant` node, or either
+    /// behind `Identity` nodes.
+    pub(crate) fn constant(&self, name: &str) -> Option<&'m TensorProto> {
+        let mut name = name;
+        // A sound graph has no cycle, so this ends.
+        loop {
+            if let Some(tensor) = self.initializers.get(name) {
+                return (!self.overridable.contains(name)).then_some(*tensor);
+            }
+            let node = &self.proto.node[self.producer(name)?];
+            match node.op_type() {
+                "Identity" => name = node.input.first()?,
+                "Constant" => {
+                    return node.attribute.iter().find(|a| a.name() == "value")?.t.as_ref();
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    /// How often the tensor behind a constant name is read, the `Identity` nodes in between not counted.
+    pub(crate) fn constant_uses(&self, name: &str) -> usize {
+        let mut name = name;
+        let mut most = self.uses(name).len();
+        while let Some(node) = self.producer(name).map(|n| &self.proto.node[n]).filter(|n| n.op_type() == "Identity") {
+            name = node.input.first().map_or("", String::as_str);
+            most = most.max(self.uses(name).len());
+        }
+        most
+    }
+}
+
+/// A node's name, or where it has none, its operator and first output.
+pub(crate) fn label(node: &NodeProto) -> String {
+    match node.name() {
+        "" => format!("{}({})", node.op_type(), node.output.first().map_or("", String::as_str)),
+        name => name.to_owned(),
+    }
+}
+
+/// Names that a node's subgraphs may read from outside: every name they read that they do not make.
+pub(crate) fn captures(node: &NodeProto) -> Vec<&str> {
+    fn free<'g>(graph: &'g GraphProto, found: &mut Vec<&'g str>) {
+        let own: HashSet<&str> = graph
+            .input
+            .iter()
+            .map(|i| i.name())
+            .chain(graph.initializer.iter().map(|t| t.name()))
+            .chain(graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
+            .collect();
+        let mut read: Vec<&str> = graph.output.iter().map(|o| o.name()).collect();
+        for node in &graph.node {
+            read.extend(node.input.iter().filter(|i| !i.is_empty()).map(String::as_str));
+            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| free(g, &mut read));
+        }
+        found.extend(read.into_iter().filter(|n| !own.contains(n)));
+    }
+    let mut found = Vec::new();
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| free(g, &mut found));
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Gives names that nothing else in the model has.
+#[derive(Debug)]
+pub(crate) struct Namer {
+    taken: HashSet<String>,
+}
+
+impl Namer {
+    /// Starts from every name in the graph, inside subgraphs too.
+    pub(crate) fn new(graph: &GraphProto) -> Self {
+        fn collect(graph: &GraphProto, taken: &mut HashSet<String>) {
+            taken.extend(graph.initializer.iter().map(|t| t.name().to_owned()));
+            taken.extend(graph.input.iter().chain(&graph.output).map(|v| v.name().to_owned()));
+            for node in &graph.node {
+                taken.insert(node.name().to_owned());
+                taken.extend(node.input.iter().chain(&node.output).cloned());
+                node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| collect(g, taken));
+            }
+        }
+        let mut taken = HashSet::new();
+        collect(graph, &mut taken);
+        Self { taken }
+    }
+
+    /// `wanted`, or `wanted_2`, `wanted_3`, … if that is taken.
+    pub(crate) fn fresh(&mut self, wanted: &str) -> String {
+        let numbered = (2..).map(|n| format!("{wanted}_{n}"));
+        let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|n| !self.taken.contains(n));
+        let name = name.unwrap_or_default();
+        self.taken.insert(name.clone());
+        name
+    }
+}

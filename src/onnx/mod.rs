@@ -1,0 +1,19 @@
+//! The ONNX file format: everything that knows protobuf, and no mathematics.
+//!
+//! [`Model`] is a file, [`Graph`] a read-only index over it, [`Conv`] one validated convolution.
+
+mod attributes;
+mod batch_norm;
+mod conv;
+mod graph;
+mod model;
+pub(crate) mod proto;
+mod shapes;
+mod tensor;
+
+pub(crate) use batch_norm::BatchNorm;
+pub use conv::{Conv, SkipReason};
+pub(crate) use graph::{Graph, Namer, Use, captures, label};
+pub use model::{InputShape, Model};
+pub(crate) use shapes::Resolutions;
+pub(crate) use tensor::{float_initializer, read_floats};

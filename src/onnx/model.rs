@@ -1,0 +1,206 @@
+//! A model file: opened, checked, changed only by building another, written beside its target.
+
+use super::proto::{ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto};
+use super::{Graph, tensor};
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use prost::Message;
+use std::io::Write;
+use std::path::Path;
+
+/// Element types that count as parameters.
+const FLOAT_TYPES: [i32; 4] =
+    [DataType::Float as i32, DataType::Float16 as i32, DataType::Bfloat16 as i32, DataType::Double as i32];
+
+/// An ONNX model whose graph is known to be sound: every tensor is as long as its dimensions say,
+/// every value that is read is produced, and no node feeds itself.
+///
+/// Weights are slices of the file's buffer, so that a clone copies none of them.
+#[derive(Debug, Clone)]
+pub struct Model {
+    proto: ModelProto,
+    /// The bytes this model was read from, given back untouched as long as nothing changes.
+    source: Option<Bytes>,
+}
+
+impl Model {
+    /// Reads a model file.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if the file cannot be read, and the errors of [`Model::from_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(bytes)
+    }
+
+    /// Reads a model from memory.
+    ///
+    /// # Errors
+    /// [`Error::Empty`], [`Error::NotOnnx`], [`Error::TensorSize`], [`Error::ExternalData`],
+    /// [`Error::Dangling`], [`Error::WrittenTwice`] or [`Error::Cycle`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        if bytes.is_empty() {
+            return Err(Error::Empty);
+        }
+        let source = Bytes::from(bytes);
+        let proto = ModelProto::decode(source.clone()).map_err(|e| Error::NotOnnx { reason: e.to_string() })?;
+        let graph = proto.graph.as_ref().ok_or_else(|| Error::NotOnnx { reason: "it holds no graph".into() })?;
+        if proto.ir_version.is_none() {
+            return Err(Error::NotOnnx { reason: "it names no IR version".into() });
+        }
+        if graph.output.is_empty() {
+            return Err(Error::NotOnnx { reason: "its graph has no output".into() });
+        }
+        graph.initializer.iter().try_for_each(tensor::check)?;
+        constants(&proto).try_for_each(tensor::check)?;
+        let model = Self { proto, source: Some(source) };
+        Graph::new(&model)?;
+        Ok(model)
+    }
+
+    /// The model as a file's bytes; the very bytes it was read from if it was not changed.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match &self.source {
+            Some(bytes) => bytes.to_vec(),
+            None => self.proto.encode_to_vec(),
+        }
+    }
+
+    /// Size of the file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        match &self.source {
+            Some(bytes) => bytes.len() as u64,
+            None => self.proto.encoded_len() as u64,
+        }
+    }
+
+    /// Writes the model beside `path` and renames it, so that `path` is never half written.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with the system's reason; `path` is then as it was.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let failed = |source| Error::Write { path: path.to_owned(), source };
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.is_dir() {
+            return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+        }
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // What a plain create would ask for; the process's umask applies as usual.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
+        match &self.source {
+            Some(bytes) => file.write_all(bytes),
+            None => file.write_all(&self.proto.encode_to_vec()),
+        }
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(failed)?;
+        file.persist(path).map_err(|e| failed(e.error))?;
+        Ok(())
+    }
+
+    /// Floating-point parameters: elements of every float tensor, each stored tensor counted once.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let initializers = self.proto.graph.iter().flat_map(|g| &g.initializer);
+        initializers
+            .chain(constants(&self.proto))
+            .filter(|t| FLOAT_TYPES.contains(&t.data_type()))
+            .filter_map(tensor::element_count)
+            .sum()
+    }
+
+    /// False if encoding what was decoded gives other bytes, as with fields that this version of the
+    /// format does not have. Such a model is compressed all the same, without those fields.
+    #[must_use]
+    pub fn round_trips(&self) -> bool {
+        self.source.as_ref().is_none_or(|s| s.len() == self.proto.encoded_len() && s[..] == self.proto.encode_to_vec())
+    }
+
+    /// Graph inputs that a caller has to feed: name, element type as ONNX names it, and dimensions, `None` where symbolic.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<(String, String, Vec<Option<u64>>)> {
+        let Some(graph) = &self.proto.graph else {
+            return Vec::new();
+        };
+        let constant: std::collections::HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+        let fed = graph.input.iter().filter(|i| !constant.contains(i.name()));
+        fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
+    }
+
+    /// The value of a metadata property.
+    #[must_use]
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.proto.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value())
+    }
+
+    pub(crate) fn proto(&self) -> &ModelProto {
+        &self.proto
+    }
+
+    /// A model made here from the parts of a checked one.
+    pub(crate) fn from_proto(proto: ModelProto) -> Self {
+        Self { proto, source: None }
+    }
+}
+
+/// Tensors inside `Constant` nodes of the main graph.
+fn constants(proto: &ModelProto) -> impl Iterator<Item = &TensorProto> {
+    let nodes = proto.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Constant");
+    nodes.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref())
+}
+
+fn tensor_type(value: &ValueInfoProto) -> Option<&type_proto::Tensor> {
+    match value.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(t) => Some(t),
+        _ => None,
+    }
+}
+
+fn element_type(value: &ValueInfoProto) -> String {
+    let found = tensor_type(value).and_then(|t| DataType::try_from(t.elem_type()).ok());
+    found.unwrap_or(DataType::Undefined).as_str_name().to_owned()
+}
+
+/// Dimensions of a value, `None` where symbolic or unknown; empty if it has no shape.
+pub(super) fn dimensions(value: &ValueInfoProto) -> Vec<Option<u64>> {
+    use tensor_shape_proto::dimension::Value;
+    let dims = tensor_type(value).and_then(|t| t.shape.as_ref()).map_or(&[][..], |s| &s.dim);
+    dims.iter()
+        .map(|d| match d.value {
+            Some(Value::DimValue(n)) => u64::try_from(n).ok().filter(|&n| n > 0),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A shape for one graph input, as in `image:1,3,224,224`; without a name it is for the only input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InputShape {
+    /// The input's name; none means the model's only one.
+    pub name: Option<String>,
+    /// Its dimensions.
+    pub dims: Vec<usize>,
+}
+
+impl std::str::FromStr for InputShape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // Names may hold colons, dimensions cannot.
+        let (name, dims) = match text.rsplit_once(':') {
+            Some((name, dims)) => (Some(name.to_owned()), dims),
+            None => (None, text),
+        };
+        let dims: Option<Vec<usize>> = dims.split(',').map(|d| d.trim().parse().ok().filter(|&n| n > 0)).collect();
+        let dims = dims.ok_or_else(|| format!("'{text}' is not NAME:1,3,224,224"))?;
+        Ok(Self { name, dims })
+    }
+}

@@ -1,0 +1,122 @@
+//! Tensors in and out of the file: checked sizes, raw and typed data, little endian.
+
+use super::proto::{TensorProto, tensor_proto::DataType};
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use ndarray::{Array4, ArrayD, IxDyn};
+
+/// Bits of one element, or none for strings and types that this version does not know.
+fn element_bits(data_type: i32) -> Option<u64> {
+    use DataType as T;
+    Some(match T::try_from(data_type).ok()? {
+        T::Float | T::Int32 | T::Uint32 => 32,
+        T::Double | T::Int64 | T::Uint64 | T::Complex64 => 64,
+        T::Complex128 => 128,
+        T::Float16 | T::Bfloat16 | T::Int16 | T::Uint16 => 16,
+        T::Uint8
+        | T::Int8
+        | T::Bool
+        | T::Float8e4m3fn
+        | T::Float8e4m3fnuz
+        | T::Float8e5m2
+        | T::Float8e5m2fnuz
+        | T::Float8e8m0 => 8,
+        T::Uint4 | T::Int4 | T::Float4e2m1 => 4,
+        T::Uint2 | T::Int2 => 2,
+        T::Undefined | T::String | T::Float6e2m3 | T::Float6e3m2 => return None,
+    })
+}
+
+/// The number of elements that the dimensions promise; none when negative or beyond 2⁶³.
+pub(super) fn element_count(tensor: &TensorProto) -> Option<u64> {
+    tensor
+        .dims
+        .iter()
+        .try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?))
+        .filter(|n| i64::try_from(*n).is_ok())
+}
+
+/// Checks that a stored tensor holds as many elements as its dimensions say.
+///
+/// # Errors
+/// [`Error::TensorSize`] when it does not, [`Error::ExternalData`] when its data is elsewhere.
+pub(super) fn check(tensor: &TensorProto) -> Result<()> {
+    use super::proto::tensor_proto::DataLocation;
+    let name = || tensor.name().to_owned();
+    if tensor.data_location() == DataLocation::External || !tensor.external_data.is_empty() {
+        return Err(Error::ExternalData { tensor: name() });
+    }
+    let wrong = |expected: String, found: String| {
+        Err(Error::TensorSize { tensor: name(), dims: tensor.dims.clone(), expected, found })
+    };
+    let Some(count) = element_count(tensor) else {
+        return wrong("an impossible number of".into(), "something else".into());
+    };
+    let Some(bits) = element_bits(tensor.data_type()) else {
+        return Ok(());
+    };
+    if let Some(raw) = &tensor.raw_data {
+        let expected = u128::from(count) * u128::from(bits);
+        if expected.div_ceil(8) != raw.len() as u128 {
+            return wrong(count.to_string(), format!("{} bytes", raw.len()));
+        }
+        return Ok(());
+    }
+    use DataType as T;
+    let found = match T::try_from(tensor.data_type()) {
+        Ok(T::Float) => tensor.float_data.len() as u64,
+        Ok(T::Complex64) => tensor.float_data.len() as u64 / 2,
+        Ok(T::Double) => tensor.double_data.len() as u64,
+        Ok(T::Complex128) => tensor.double_data.len() as u64 / 2,
+        Ok(T::Int64) => tensor.int64_data.len() as u64,
+        Ok(T::Uint64 | T::Uint32) => tensor.uint64_data.len() as u64,
+        // Several elements of a small type may share one int32; only whole types are counted.
+        Ok(T::Int32 | T::Int16 | T::Uint16 | T::Int8 | T::Uint8 | T::Bool | T::Float16 | T::Bfloat16) => {
+            tensor.int32_data.len() as u64
+        }
+        _ => return Ok(()),
+    };
+    if found == count { Ok(()) } else { wrong(count.to_string(), found.to_string()) }
+}
+
+/// The elements of a float32 tensor that passed [`check`], in row-major order.
+pub(crate) fn read_floats(tensor: &TensorProto) -> Option<ArrayD<f32>> {
+    if tensor.data_type() != DataType::Float as i32 {
+        return None;
+    }
+    let data = match &tensor.raw_data {
+        Some(raw) => raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        None => tensor.float_data.clone(),
+    };
+    let shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    ArrayD::from_shape_vec(IxDyn(&shape), data).ok()
+}
+
+/// A float32 initializer with raw data.
+pub(crate) fn float_initializer(name: String, dims: &[usize], data: impl Iterator<Item = f32>) -> TensorProto {
+    let mut raw = Vec::with_capacity(4 * dims.iter().product::<usize>());
+    data.for_each(|x| raw.extend_from_slice(&x.to_le_bytes()));
+    TensorProto {
+        name: Some(name),
+        dims: dims.iter().map(|&d| d as i64).collect(),
+        data_type: Some(DataType::Float as i32),
+        raw_data: Some(Bytes::from(raw)),
+        ..TensorProto::default()
+    }
+}
+
+/// The small integers of an int64 tensor, for shapes, pads and scales.
+pub(super) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
+    if tensor.data_type() != DataType::Int64 as i32 {
+        return None;
+    }
+    Some(match &tensor.raw_data {
+        Some(raw) => raw.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        None => tensor.int64_data.clone(),
+    })
+}
+
+/// A convolution kernel, axes `out, in, kh, kw`, in f64.
+pub(super) fn read_kernel(tensor: &TensorProto) -> Option<Array4<f64>> {
+    read_floats(tensor)?.into_dimensionality().ok().map(|k: Array4<f32>| k.mapv(f64::from))
+}

@@ -1,0 +1,395 @@
+//! What was decided, saved and measured: one value, printed as tables or as JSON.
+
+use crate::factor;
+use crate::group::Grouping;
+use crate::onnx::Model;
+use crate::plan::{Plan, RankPolicy};
+use crate::rewrite::{Compiled, shares};
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Version of the JSON layout; it grows when a field changes its meaning or goes.
+pub const REPORT_VERSION: u32 = 1;
+
+/// The facts of one run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// [`REPORT_VERSION`].
+    pub report_version: u32,
+    /// Version of onnx-jmd.
+    pub version: String,
+    /// Scheme asked for.
+    pub scheme: String,
+    /// Ratio asked for.
+    pub ratio: Option<f64>,
+    /// Rank rate asked for.
+    pub rank_rate: Option<f64>,
+    /// True if nothing was done beyond the plan.
+    pub dry_run: bool,
+    /// Repeated blocks found.
+    pub blocks: Vec<BlockRow>,
+    /// What is decomposed.
+    pub groups: Vec<GroupRow>,
+    /// Sizes before and after.
+    pub totals: Totals,
+    /// Convolutions left alone.
+    pub left_alone: Vec<LeftRow>,
+    /// Rewrite and approximation errors.
+    pub verification: Option<Verification>,
+    /// Top-1 on the user's images.
+    pub score: Option<Score>,
+    /// Things to know that stop nothing.
+    pub notes: Vec<String>,
+}
+
+/// A repeated block.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockRow {
+    /// Its operators.
+    pub structure: String,
+    /// The nodes of each occurrence.
+    pub occurrences: Vec<Vec<String>>,
+}
+
+/// Convolutions decomposed together.
+#[derive(Debug, Clone, Serialize)]
+pub struct GroupRow {
+    /// Name of the group.
+    pub group: String,
+    /// The neighbourhood that defines it.
+    pub role: String,
+    /// Node names.
+    pub members: Vec<String>,
+    /// Kernel shapes `[out, in, kh, kw]`, one a member.
+    pub kernels: Vec<[usize; 4]>,
+    /// Scheme used.
+    pub scheme: String,
+    /// Whether a factor is stored once for all members.
+    pub shared: bool,
+    /// One rank a chain.
+    pub ranks: Vec<usize>,
+    /// Kernel weights before.
+    pub parameters_before: u64,
+    /// Factor elements after.
+    pub parameters_after: u64,
+    /// Multiply-accumulates before, where sizes are known.
+    pub macs_before: Option<u64>,
+    /// Multiply-accumulates after.
+    pub macs_after: Option<u64>,
+    /// `‖W − Ŵ‖ / ‖W‖` predicted from the spectra.
+    pub predicted_error: f64,
+    /// `‖W − Ŵ‖ / ‖W‖` of the written factors.
+    pub reconstruction_error: Option<f64>,
+}
+
+/// One quantity before and after.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Change {
+    /// Before.
+    pub before: u64,
+    /// After.
+    pub after: u64,
+    /// Before ÷ after.
+    pub ratio: f64,
+}
+
+impl Change {
+    fn new(before: u64, after: u64) -> Self {
+        Self { before, after, ratio: before as f64 / after.max(1) as f64 }
+    }
+}
+
+/// Sizes of the whole model.
+#[derive(Debug, Clone, Serialize)]
+pub struct Totals {
+    /// Floating-point parameters, each stored tensor once.
+    pub parameters: Change,
+    /// Multiply-accumulates of the convolutions; none if a size is unknown.
+    pub macs: Option<Change>,
+    /// Bytes of the file; none for a dry run.
+    pub file_bytes: Option<Change>,
+}
+
+/// A convolution left alone.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeftRow {
+    /// Node name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// What running the models showed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verification {
+    /// Seeded inputs drawn.
+    pub inputs: usize,
+    /// Written model against the original with kernels replaced by their reconstruction: largest difference over
+    /// the largest output.
+    pub rewrite_error: f64,
+    /// Bound that the rewrite error had to meet.
+    pub rewrite_tolerance: f64,
+    /// Written model against the original.
+    pub approximation: Approximation,
+}
+
+/// How far the written model is from the original, over all inputs and outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Approximation {
+    /// `‖y − ŷ‖ / ‖y‖`.
+    pub relative_error: f64,
+    /// `20·log₁₀(‖y‖ / ‖y − ŷ‖)`; none if the outputs are equal.
+    pub snr_db: Option<f64>,
+    /// `⟨y, ŷ⟩ / (‖y‖·‖ŷ‖)`.
+    pub cosine: f64,
+    /// Share of inputs with the same largest class score, where the output looks like class scores.
+    pub agreement: Option<f64>,
+}
+
+/// Classification of the user's images by the original and the written model.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Score {
+    /// Images.
+    pub images: usize,
+    /// Share of equal top-1 classes.
+    pub agreement: f64,
+    /// Share of right classes, original; none without labels.
+    pub top1_before: Option<f64>,
+    /// Share of right classes, written model.
+    pub top1_after: Option<f64>,
+}
+
+impl Report {
+    /// Collects what a plan, and what was made from it, says. Without `compiled` it is a dry run.
+    #[must_use]
+    pub fn new(model: &Model, grouping: &Grouping, plan: &Plan, compiled: Option<&Compiled>) -> Self {
+        let mut groups = Vec::new();
+        for (index, group) in plan.groups.iter().enumerate() {
+            let convs = || group.members.iter().map(|&m| &plan.convs[m]);
+            let chains = group.scheme.chains();
+            let macs = |f: &dyn Fn(&crate::Conv, [usize; 2]) -> u64| {
+                convs().map(|c| Some(f(c, [c.output_extent[0]?, c.output_extent[1]?]))).sum::<Option<u64>>()
+            };
+            groups.push(GroupRow {
+                group: group.group.clone(),
+                role: group.role.clone(),
+                members: convs().map(|c| c.name.clone()).collect(),
+                kernels: convs().map(|c| c.shape).collect(),
+                scheme: group.scheme.name().into(),
+                shared: shares(group),
+                ranks: group.ranks.clone(),
+                parameters_before: group.parameters_before,
+                parameters_after: group.parameters_after,
+                macs_before: macs(&|c, [h, w]| c.weights() * (h * w) as u64),
+                macs_after: macs(&|c, size| factor::macs(&chains, &group.ranks, c.shape, c.strides, size)),
+                predicted_error: group.predicted_error,
+                reconstruction_error: compiled.map(|c| c.errors[index]),
+            });
+        }
+        let whole: Option<u64> = grouping.convs.iter().map(|c| Some(c.weights() * pixels(c.output_extent)?)).sum();
+        let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
+        let removed: Option<u64> = groups.iter().map(|g| g.macs_before).sum();
+        let added: Option<u64> = groups.iter().map(|g| g.macs_after).sum();
+        let macs = || {
+            let before = whole? + skipped?;
+            Some(Change::new(before, before - removed? + added?))
+        };
+        let skipped = grouping.skipped.iter().map(|s| LeftRow { name: s.name.clone(), reason: s.reason.to_string() });
+        let kept = plan.kept.iter().map(|k| LeftRow { name: k.name.clone(), reason: k.reason.clone() });
+        let (ratio, rank_rate) = match plan.options.policy {
+            RankPolicy::Ratio(r) => (Some(r), None),
+            RankPolicy::Rate(r) => (None, Some(r)),
+        };
+        let parameters_after = compiled.map_or(plan.parameters_after, |c| c.model.parameters());
+        let blocks = grouping.blocks.iter();
+        Self {
+            report_version: REPORT_VERSION,
+            version: env!("CARGO_PKG_VERSION").into(),
+            scheme: plan.options.scheme.name().into(),
+            ratio,
+            rank_rate,
+            dry_run: compiled.is_none(),
+            blocks: blocks
+                .map(|b| BlockRow { structure: b.structure.clone(), occurrences: b.occurrences.clone() })
+                .collect(),
+            groups,
+            totals: Totals {
+                parameters: Change::new(plan.parameters_before, parameters_after),
+                macs: macs(),
+                file_bytes: compiled.map(|c| Change::new(model.file_bytes(), c.model.file_bytes())),
+            },
+            left_alone: skipped.chain(kept).collect(),
+            verification: None,
+            score: None,
+            notes: Vec::new(),
+        }
+    }
+
+    /// The report as JSON, ending in a newline.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        // Strings, numbers and lists cannot fail to serialise.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    fn group_table(&self) -> Table {
+        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "parameters", "→", "error"]);
+        // Kernels decomposed by themselves stand in one row a group.
+        let mut rows: BTreeMap<(usize, &str), Vec<&GroupRow>> = BTreeMap::new();
+        for row in &self.groups {
+            let number = row.group.trim_start_matches('g').parse().unwrap_or(usize::MAX);
+            rows.entry((number, &row.scheme)).or_default().push(row);
+        }
+        for rows in rows.values() {
+            let members: usize = rows.iter().map(|r| r.members.len()).sum();
+            let (before, after) =
+                rows.iter().fold((0, 0), |t, r| (t.0 + r.parameters_before, t.1 + r.parameters_after));
+            table.add_row(vec![
+                rows[0].group.clone(),
+                members.to_string(),
+                kernels(rows),
+                rows[0].scheme.clone(),
+                ranks(rows),
+                thousands(before),
+                thousands(after),
+                errors(rows),
+            ]);
+        }
+        table
+    }
+
+    fn totals_table(&self) -> Table {
+        let mut table = table(&["", "before", "after", "ratio"]);
+        let totals = &self.totals;
+        let file = totals.file_bytes.map(|c| ("file bytes", c));
+        let macs = totals.macs.map(|c| ("multiply-accumulates (convolutions)", c));
+        for (name, change) in [("parameters", totals.parameters)].into_iter().chain(macs).chain(file) {
+            let ratio = format!("{:.2}", change.ratio);
+            table.add_row(vec![name.to_owned(), thousands(change.before), thousands(change.after), ratio]);
+        }
+        table
+    }
+}
+
+fn pixels(extent: [Option<usize>; 2]) -> Option<u64> {
+    Some((extent[0]? * extent[1]?) as u64)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((if index == 0 { 2 } else { 1 }, 1));
+        if header[index].is_empty() || matches!(header[index], "group" | "kernel" | "scheme") {
+            continue;
+        }
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// `out×in×kh×kw`, the range of `in` where members differ.
+fn kernels(rows: &[&GroupRow]) -> String {
+    let all = || rows.iter().flat_map(|r| &r.kernels);
+    let [out, _, kh, kw] = rows[0].kernels[0];
+    format!("{kh}×{kw} {}→{out}", range(all().map(|k| k[1])))
+}
+
+fn ranks(rows: &[&GroupRow]) -> String {
+    let chains = rows[0].ranks.len();
+    let chains = (0..chains).map(|c| range(rows.iter().map(|r| r.ranks[c])));
+    chains.collect::<Vec<_>>().join("+")
+}
+
+fn range(values: impl Iterator<Item = usize>) -> String {
+    let all: Vec<usize> = values.collect();
+    match (all.iter().min(), all.iter().max()) {
+        (Some(a), Some(b)) if a == b => a.to_string(),
+        (Some(a), Some(b)) => format!("{a}–{b}"),
+        _ => String::new(),
+    }
+}
+
+fn errors(rows: &[&GroupRow]) -> String {
+    let all = rows.iter().map(|r| r.reconstruction_error.unwrap_or(r.predicted_error));
+    let (low, high) = all.fold((f64::MAX, 0.0f64), |(a, b), e| (a.min(e), b.max(e)));
+    if high - low < 5e-4 { format!("{high:.3}") } else { format!("{low:.3}–{high:.3}") }
+}
+
+/// `1234567` as `1 234 567`.
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.blocks.is_empty() {
+            writeln!(f, "Repeated blocks")?;
+            for block in &self.blocks {
+                let first = block.occurrences.first().and_then(|o| o.first()).map_or("", String::as_str);
+                writeln!(f, "  {} × [{}], the first from '{first}'", block.occurrences.len(), block.structure)?;
+            }
+            writeln!(f)?;
+        }
+        writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
+        writeln!(f, "{}\n", self.group_table().trim_fmt())?;
+        writeln!(f, "Totals\n{}", self.totals_table().trim_fmt())?;
+        if self.totals.macs.is_none() {
+            writeln!(f, "  multiply-accumulates unknown: give --input-shape")?;
+        }
+        if !self.left_alone.is_empty() {
+            writeln!(f, "\nLeft alone")?;
+            let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+            for row in &self.left_alone {
+                reasons.entry(&row.reason).or_default().push(&row.name);
+            }
+            for (reason, names) in reasons {
+                writeln!(f, "  {reason}:")?;
+                names.iter().try_for_each(|n| writeln!(f, "    {n}"))?;
+            }
+        }
+        if let Some(verification) = &self.verification {
+            let v = verification;
+            writeln!(f, "\nVerification by tract, {} seeded inputs", v.inputs)?;
+            writeln!(
+                f,
+                "  rewrite error        {:.1e} of the largest output, within {:.0e}: the file computes what was decided",
+                v.rewrite_error, v.rewrite_tolerance
+            )?;
+            let a = &v.approximation;
+            let snr = a.snr_db.map_or("∞".to_owned(), |s| format!("{s:.1}"));
+            write!(f, "  approximation error  {:.4} relative, SNR {snr} dB, cosine {:.4}", a.relative_error, a.cosine)?;
+            match a.agreement {
+                Some(share) => writeln!(f, ", top-1 agreement {} on noise", percent(share))?,
+                None => writeln!(f)?,
+            }
+        }
+        if let Some(score) = &self.score {
+            writeln!(f, "\nImages, {}", score.images)?;
+            if let (Some(before), Some(after)) = (score.top1_before, score.top1_after) {
+                let change = 100.0 * (after - before);
+                writeln!(f, "  top-1 {} → {} ({change:+.2} points)", percent(before), percent(after))?;
+            }
+            writeln!(f, "  agreement with the original {}", percent(score.agreement))?;
+        }
+        if !self.notes.is_empty() {
+            writeln!(f, "\nNotes")?;
+            self.notes.iter().try_for_each(|n| writeln!(f, "  {n}"))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! Runs models: the only user of tract.
+//!
+//! The batch is fixed at one: tract takes fixed dimensions far better than symbolic ones, and runs several single images on
+//! several threads faster than one batch of them. Stored `value_info` is not trusted, as exporters write symbols
+//! there that contradict a fixed input.
+
+use crate::error::{Error, Result};
+use crate::onnx::{InputShape, Model};
+use ndarray::ArrayD;
+use rayon::prelude::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use tract_core::prelude::{Framework, IntoTensor, TValue, Tensor, TractResult, TypedRunnableModel, tvec};
+use tract_onnx::prelude::{DatumType, InferenceFact, InferenceModelExt, IntoRunnable};
+
+/// The values fed to a model in one run, one array an input.
+pub(crate) type Feed = Vec<ArrayD<f32>>;
+
+/// A model ready to run.
+pub(crate) struct Runner {
+    plan: Arc<TypedRunnableModel>,
+    types: Vec<DatumType>,
+    what: &'static str,
+}
+
+impl Input {
+    pub(crate) fn is_float(&self) -> bool {
+        self.datum_type.is_float()
+    }
+}
+
+/// An input that has to be fed: its dimensions, the batch at one, and element type.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    pub(crate) dims: Vec<usize>,
+    pub(crate) datum_type: DatumType,
+}
+
+/// The inputs of a model with every dimension fixed: a symbolic first one is the batch and becomes one, others
+/// have to be given by the user.
+///
+/// # Errors
+/// [`Error::Options`] naming the input whose shape is open, or a shape given for no input.
+pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>> {
+    let inputs = model.inputs();
+    if let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(|n| inputs.iter().all(|i| i.0 != **n)) {
+        let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+        return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {}", known.join(", "))));
+    }
+    let given = |name: &str| {
+        let by_name = shapes.iter().find(|s| s.name.as_deref() == Some(name));
+        by_name.or_else(|| shapes.iter().find(|s| s.name.is_none() && inputs.len() == 1))
+    };
+    let fixed = inputs.iter().map(|(name, element_type, dims)| {
+        let datum_type = datum_type(element_type);
+        if let Some(shape) = given(name) {
+            return Ok(Input { dims: shape.dims.clone(), datum_type });
+        }
+        let known = dims.iter().enumerate().map(|(axis, d)| match (axis, d) {
+            (_, Some(d)) => usize::try_from(*d).ok(),
+            (0, None) => Some(1),
+            (_, None) => None,
+        });
+        let dims: Option<Vec<usize>> = known.collect();
+        let dims = dims.filter(|d| !d.is_empty()).ok_or_else(|| {
+            Error::Options(format!(
+                "input '{name}' has an open shape: give --input-shape {name}:1,3,224,224 (its own numbers)"
+            ))
+        })?;
+        Ok(Input { dims, datum_type })
+    });
+    fixed.collect()
+}
+
+impl Runner {
+    /// Loads and optimises a model for the given inputs. `what` names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with tract's reason.
+    pub(crate) fn load(model: &Model, inputs: &[Input], what: &'static str) -> Result<Self> {
+        let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
+        let bytes = model.to_bytes();
+        let load = || -> TractResult<(Arc<TypedRunnableModel>, Vec<DatumType>)> {
+            let mut graph = tract_onnx::onnx().with_ignore_value_info(true).model_for_read(&mut &bytes[..])?;
+            let mut types = Vec::new();
+            for (index, input) in inputs.iter().enumerate() {
+                graph.set_input_fact(index, InferenceFact::dt_shape(input.datum_type, &input.dims))?;
+                types.push(input.datum_type);
+            }
+            Ok((graph.into_optimized()?.into_runnable()?, types))
+        };
+        let (plan, types) = guarded(load).map_err(unavailable)?;
+        Ok(Self { plan, types, what })
+    }
+
+    /// The outputs of one run; those that are not numbers are left out.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with tract's reason.
+    pub(crate) fn run(&self, feed: &Feed) -> Result<Vec<ArrayD<f32>>> {
+        let run = || -> TractResult<Vec<ArrayD<f32>>> {
+            let mut values = tvec!();
+            for (array, datum_type) in feed.iter().zip(&self.types) {
+                let data: Vec<f32> = array.iter().copied().collect();
+                let tensor = Tensor::from_shape(array.shape(), &data)?.cast_to_dt(*datum_type)?.into_owned();
+                values.push(TValue::from(tensor.into_tensor()));
+            }
+            let outputs = self.plan.run(values)?;
+            let numbers = outputs.iter().map(|value| {
+                let cast = value.cast_to::<f32>()?;
+                let view = cast.to_plain_array_view::<f32>()?;
+                let data: Vec<f32> = view.iter().copied().collect();
+                Ok(ArrayD::from_shape_vec(view.shape(), data)?)
+            });
+            numbers.collect()
+        };
+        guarded(run).map_err(|reason| Error::Unavailable { what: self.what.into(), reason })
+    }
+
+    /// Runs every feed, spread over the threads, results in order.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with tract's reason.
+    pub(crate) fn run_all(&self, feeds: &[Feed]) -> Result<Vec<Vec<ArrayD<f32>>>> {
+        feeds.par_iter().with_max_len(1).map(|feed| self.run(feed)).collect()
+    }
+}
+
+/// tract's word for an ONNX element type.
+fn datum_type(element_type: &str) -> DatumType {
+    match element_type {
+        "DOUBLE" => DatumType::F64,
+        "FLOAT16" => DatumType::F16,
+        "INT64" => DatumType::I64,
+        "INT32" => DatumType::I32,
+        "INT8" => DatumType::I8,
+        "UINT8" => DatumType::U8,
+        "BOOL" => DatumType::Bool,
+        _ => DatumType::F32,
+    }
+}
+
+/// tract's error chain in one line, a panic inside it included.
+fn guarded<T>(action: impl FnOnce() -> TractResult<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(action)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            let chain: Vec<String> = error.chain().map(|e| e.to_string().replace('\n', " ")).collect();
+            Err(chain.join(": "))
+        }
+        Err(_) => Err("it panicked".into()),
+    }
+}
