@@ -235,7 +235,7 @@ impl Report {
     }
 
     fn group_table(&self) -> Table {
-        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "parameters", "→", "error"]);
+        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "before", "after", "error"]);
         // Kernels decomposed by themselves stand in one row a group.
         let mut rows: BTreeMap<(usize, &str), Vec<&GroupRow>> = BTreeMap::new();
         for row in &self.groups {
@@ -331,6 +331,19 @@ fn thousands(n: u64) -> String {
     out
 }
 
+/// Names separated by commas, in lines of about a hundred characters.
+fn wrapped(names: &[&str]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        let name = if index + 1 < names.len() { format!("{name}, ") } else { (*name).to_owned() };
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + name.chars().count() < 100 => line.push_str(&name),
+            _ => lines.push(name),
+        }
+    }
+    lines.iter().map(|l| l.trim_end().to_owned()).collect()
+}
+
 fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
@@ -359,7 +372,7 @@ impl fmt::Display for Report {
             }
             for (reason, names) in reasons {
                 writeln!(f, "  {reason}:")?;
-                names.iter().try_for_each(|n| writeln!(f, "    {n}"))?;
+                wrapped(&names).iter().try_for_each(|line| writeln!(f, "    {line}"))?;
             }
         }
         if let Some(verification) = &self.verification {

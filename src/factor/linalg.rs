@@ -26,31 +26,31 @@ pub(super) fn leading_basis(blocks: &[Array2<f64>], keep: usize) -> Result<Basis
     let keep = keep.min(rows).min(columns);
     if rows <= columns {
         let mut gram = Mat::zeros(rows, rows);
-        blocks.iter().for_each(|m| add_gram(&mut gram, view(m)));
+        blocks.iter().for_each(|m| add_gram(&mut gram, m.view()));
         let (vectors, spectrum) = eigen(&gram, keep)?;
         return Ok(Basis { vectors: with_fixed_signs(vectors), spectrum });
     }
     let stacked = ndarray::concatenate(ndarray::Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>());
     let stacked = stacked.map_err(|e| e.to_string())?;
     let mut gram = Mat::zeros(columns, columns);
-    add_gram(&mut gram, view(&stacked).transpose());
+    add_gram(&mut gram, stacked.t());
     let (right, spectrum) = eigen(&gram, keep)?;
     Ok(Basis { vectors: orthonormal(stacked.dot(&right).view()), spectrum })
 }
 
 /// An orthonormal basis of the columns, signs fixed.
 pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
-    let matrix = Mat::from_fn(columns.nrows(), columns.ncols(), |i, j| columns[[i, j]]);
-    with_fixed_signs(owned(matrix.qr().compute_thin_Q().as_ref()))
+    with_fixed_signs(owned(matrix(columns).qr().compute_thin_Q().as_ref()))
 }
 
 /// `gram += m·mᵀ`, lower half.
-fn add_gram(gram: &mut Mat<f64>, m: MatRef<'_, f64>) {
+fn add_gram(gram: &mut Mat<f64>, m: ArrayView2<'_, f64>) {
+    let m = matrix(m);
     triangular_matmul(
         gram.as_mut(),
         BlockStructure::TriangularLower,
         Accum::Add,
-        m,
+        &m,
         BlockStructure::Rectangular,
         m.transpose(),
         BlockStructure::Rectangular,
@@ -84,13 +84,9 @@ fn owned(matrix: MatRef<'_, f64>) -> Array2<f64> {
     Array2::from_shape_fn((matrix.nrows(), matrix.ncols()), |(i, j)| matrix[(i, j)])
 }
 
-/// A row-major array as faer sees it.
-fn view(array: &Array2<f64>) -> MatRef<'_, f64> {
-    match array.as_slice() {
-        Some(slice) => MatRef::from_row_major_slice(slice, array.nrows(), array.ncols()),
-        // Every matrix here is made in standard layout; an empty one has no slice to speak of.
-        None => MatRef::from_row_major_slice(&[], 0, 0),
-    }
+/// An array as faer sees it, whatever its layout in memory.
+fn matrix(array: ArrayView2<'_, f64>) -> Mat<f64> {
+    Mat::from_fn(array.nrows(), array.ncols(), |i, j| array[[i, j]])
 }
 
 #[cfg(test)]
@@ -98,16 +94,16 @@ mod tests {
     use super::*;
     use ndarray::Axis;
 
-    fn matrix(rows: usize, columns: usize) -> Array2<f64> {
+    fn example(rows: usize, columns: usize) -> Array2<f64> {
         Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 31 + j * 17 + i * j) % 23) as f64 / 7.0 - 1.5)
     }
 
     #[test]
     fn both_gram_sides_give_the_singular_values_of_an_svd() {
         for (rows, columns) in [(7, 12), (12, 7), (5, 5), (1, 9), (9, 1)] {
-            let m = matrix(rows, columns);
+            let m = example(rows, columns);
             let basis = leading_basis(std::slice::from_ref(&m), usize::MAX).unwrap();
-            let oracle = view(&m).to_owned().singular_values().unwrap();
+            let oracle = matrix(m.view()).singular_values().unwrap();
             for (found, sigma) in basis.spectrum.iter().zip(&oracle) {
                 // Squared values of a Gram matrix are exact to ε·σ₁².
                 assert!((found - sigma * sigma).abs() <= 1e-12 * oracle[0] * oracle[0]);
@@ -117,12 +113,12 @@ mod tests {
 
     #[test]
     fn the_basis_is_orthonormal_and_spans_the_stack() {
-        let blocks = [matrix(6, 4), matrix(6, 9)];
+        let blocks = [example(6, 4), example(6, 9)];
         let basis = leading_basis(&blocks, 6).unwrap().vectors;
         let identity = basis.t().dot(&basis);
         let stacked = ndarray::concatenate(Axis(1), &[blocks[0].view(), blocks[1].view()]).unwrap();
         let kept = basis.dot(&basis.t().dot(&stacked));
-        assert!((&identity - &Array2::eye(6)).iter().all(|x| x.abs() < 1e-12));
+        assert!((&identity - &Array2::<f64>::eye(6)).iter().all(|x| x.abs() < 1e-12));
         assert!((&kept - &stacked).iter().all(|x| x.abs() < 1e-11));
     }
 }
