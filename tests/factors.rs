@@ -1,0 +1,212 @@
+//! Invariants of the decomposition, on drawn problems.
+
+use ndarray::Array4;
+use onnx_jmd::Scheme;
+use onnx_jmd::factor::{Factor, Factors, analyse, compose, factorize, parameters};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_distr::{Distribution, StandardNormal};
+use rand_pcg::Pcg64Mcg;
+
+/// Squared errors of f64 arithmetic on unit-scale data, relative to the energy.
+const ROUNDING: f64 = 1e-10;
+/// Relative rounding of factors stored as f32, twice, with room for sums of a hundred terms.
+const STORED: f64 = 1e-5;
+
+#[derive(Debug, Clone)]
+struct Problem {
+    shapes: Vec<[usize; 4]>,
+    seed: u64,
+}
+
+impl Problem {
+    fn kernels(&self) -> Vec<Array4<f64>> {
+        let mut rng = Pcg64Mcg::seed_from_u64(self.seed);
+        let mut draw = |shape: &[usize; 4]| Array4::from_shape_simple_fn(*shape, || StandardNormal.sample(&mut rng));
+        self.shapes.iter().map(&mut draw).collect()
+    }
+}
+
+fn problem() -> impl Strategy<Value = Problem> {
+    (1..9usize, 1..9usize, 1..6usize, 1..6usize, 1..5usize, any::<u64>())
+        .prop_map(|(o, i, kh, kw, n, seed)| Problem { shapes: vec![[o, i, kh, kw]; n], seed })
+}
+
+fn squared(kernel: &Array4<f64>) -> f64 {
+    kernel.iter().map(|x| x * x).sum()
+}
+
+fn lost(kernels: &[Array4<f64>], factors: &Factors) -> f64 {
+    kernels.iter().enumerate().map(|(i, k)| squared(&(k - &factors.reconstruct(i)))).sum()
+}
+
+/// Factors of a scheme at a total rank and the squared error that the spectra predict.
+fn solve(scheme: Scheme, kernels: &[Array4<f64>], rank: usize, iterations: usize) -> (Factors, f64) {
+    let chains = scheme.chains();
+    let analysis = analyse(&chains, kernels, usize::MAX).unwrap();
+    let ranks = scheme.ranks(rank);
+    (factorize(&chains, kernels, &ranks, iterations, &analysis).unwrap(), analysis.error(&ranks))
+}
+
+fn full_rank([out, inputs, kh, kw]: [usize; 4]) -> usize {
+    (kh * inputs).min(kw * out)
+}
+
+const ONE_SIDED: [Scheme; 3] = [Scheme::Separate, Scheme::LeftShared, Scheme::RightShared];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_error_of_one_chain_is_the_spectrum_beyond_the_rank(problem in problem(), rank in 1..6usize) {
+        let kernels = problem.kernels();
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        for scheme in ONE_SIDED {
+            let (factors, predicted) = solve(scheme, &kernels, rank, 0);
+            let energy: f64 = kernels.iter().map(squared).sum();
+            let found = lost(&kernels, &factors);
+            prop_assert!((found - predicted).abs() <= STORED * energy, "{scheme}: {found} against {predicted}");
+        }
+    }
+
+    #[test]
+    fn a_larger_rank_never_loses_more(problem in problem()) {
+        let kernels = problem.kernels();
+        let energy: f64 = kernels.iter().map(squared).sum();
+        for scheme in ONE_SIDED {
+            let errors: Vec<f64> =
+                (1..=full_rank(problem.shapes[0])).map(|r| lost(&kernels, &solve(scheme, &kernels, r, 0).0)).collect();
+            prop_assert!(errors.windows(2).all(|w| w[1] <= w[0] + STORED * energy), "{scheme}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn at_full_rank_every_member_comes_back(problem in problem()) {
+        let kernels = problem.kernels();
+        let [out, inputs, kh, kw] = problem.shapes[0];
+        let n = kernels.len();
+        for (scheme, rank) in [
+            (Scheme::Separate, full_rank(problem.shapes[0])),
+            (Scheme::LeftShared, (kh * inputs).min(n * kw * out)),
+            (Scheme::RightShared, (n * kh * inputs).min(kw * out)),
+        ] {
+            // One chain may have one shared and n own factors, or one member's own pair; all reach the whole kernel.
+            let (factors, _) = solve(scheme, &kernels, rank, 0);
+            let energy: f64 = kernels.iter().map(squared).sum();
+            prop_assert!(lost(&kernels, &factors) <= STORED * STORED * energy + ROUNDING, "{scheme}");
+        }
+    }
+
+    #[test]
+    fn the_shared_factor_is_orthonormal_and_pythagoras_holds_per_member(problem in problem(), rank in 1..5usize) {
+        let kernels = problem.kernels();
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        let (factors, _) = solve(Scheme::LeftShared, &kernels, rank, 0);
+        let Factor::Shared(shared) = &factors.chains[0].factors[0] else { panic!("the first factor is own") };
+        for a in 0..rank {
+            for b in 0..rank {
+                let rows = [a, b].map(|r| shared.index_axis(ndarray::Axis(0), r).mapv(f64::from));
+                let product: f64 = (&rows[0] * &rows[1]).sum();
+                prop_assert!((product - f64::from(u8::from(a == b))).abs() < STORED);
+            }
+        }
+        for (i, kernel) in kernels.iter().enumerate() {
+            let kept = factors.reconstruct(i);
+            let parts = squared(&kept) + squared(&(kernel - &kept));
+            prop_assert!((squared(kernel) - parts).abs() <= STORED * squared(kernel));
+        }
+    }
+
+    #[test]
+    fn in_a_group_of_one_left_right_and_separate_agree(problem in problem(), rank in 1..5usize) {
+        let kernels = &problem.kernels()[..1];
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        let errors = ONE_SIDED.map(|s| lost(kernels, &solve(s, kernels, rank, 0).0));
+        prop_assert!(errors.iter().all(|e| (e - errors[0]).abs() <= STORED * squared(&kernels[0])), "{errors:?}");
+    }
+
+    #[test]
+    fn identical_members_need_no_more_rank_than_one(problem in problem(), rank in 1..5usize) {
+        let one = problem.kernels().remove(0);
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        let alone = lost(std::slice::from_ref(&one), &solve(Scheme::Separate, std::slice::from_ref(&one), rank, 0).0);
+        let copies = vec![one.clone(); 3];
+        for scheme in [Scheme::LeftShared, Scheme::RightShared] {
+            let together = lost(&copies, &solve(scheme, &copies, rank, 0).0);
+            prop_assert!((together - 3.0 * alone).abs() <= 3.0 * STORED * squared(&one), "{scheme}");
+        }
+    }
+
+    #[test]
+    fn left_of_swapped_kernels_is_right(problem in problem(), rank in 1..5usize) {
+        let kernels = problem.kernels();
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        let swapped: Vec<_> = kernels.iter().map(|k| k.clone().permuted_axes([1, 0, 3, 2]).as_standard_layout().into_owned()).collect();
+        let left = lost(&kernels, &solve(Scheme::LeftShared, &kernels, rank, 0).0);
+        let right = lost(&swapped, &solve(Scheme::RightShared, &swapped, rank, 0).0);
+        let energy: f64 = kernels.iter().map(squared).sum();
+        prop_assert!((left - right).abs() <= STORED * energy);
+    }
+
+    #[test]
+    fn member_order_changes_no_member(problem in problem(), rank in 1..5usize) {
+        let kernels = problem.kernels();
+        let rank = rank.min(full_rank(problem.shapes[0]));
+        let reversed: Vec<_> = kernels.iter().rev().cloned().collect();
+        for scheme in [Scheme::LeftShared, Scheme::RightShared] {
+            // Rank one less than full has a gap almost surely; products are compared, never factors.
+            let (a, b) = (solve(scheme, &kernels, rank, 0).0, solve(scheme, &reversed, rank, 0).0);
+            let difference = squared(&(&a.reconstruct(0) - &b.reconstruct(kernels.len() - 1)));
+            prop_assert!(difference <= 1e-6 * (squared(&kernels[0]) + 1.0), "{scheme}: {difference}");
+        }
+    }
+
+    #[test]
+    fn turns_between_two_chains_never_lose_more(problem in problem(), rank in 2..5usize, split in 0.2..0.8f64) {
+        let kernels = problem.kernels();
+        let scheme = Scheme::BothShared { split };
+        prop_assume!(scheme.ranks(rank).iter().all(|&r| r <= full_rank(problem.shapes[0])));
+        let energy: f64 = kernels.iter().map(squared).sum();
+        let errors = [0, 1, 2, 5, 15].map(|k| lost(&kernels, &solve(scheme, &kernels, rank, k).0));
+        prop_assert!(errors.windows(2).all(|w| w[1] <= w[0] + STORED * energy), "{errors:?}");
+        // The left chain alone, at its own rank, is where the turns started from.
+        let left = lost(&kernels, &solve(Scheme::LeftShared, &kernels, scheme.ranks(rank)[0], 0).0);
+        prop_assert!(errors[4] <= left + STORED * energy);
+    }
+
+    #[test]
+    fn the_formula_counts_what_is_stored(problem in problem(), rank in 2..5usize) {
+        let kernels = problem.kernels();
+        for scheme in [Scheme::Separate, Scheme::LeftShared, Scheme::RightShared, Scheme::BothShared { split: 0.5 }] {
+            let rank = rank.min(full_rank(problem.shapes[0]));
+            prop_assume!(rank >= scheme.least_rank());
+            let (factors, _) = solve(scheme, &kernels, rank, 1);
+            prop_assert_eq!(factors.parameters(), parameters(&scheme.chains(), &scheme.ranks(rank), &problem.shapes));
+        }
+    }
+}
+
+#[test]
+fn members_of_rjsvd_1_may_read_fewer_channels() {
+    let problem = Problem { shapes: vec![[6, 3, 3, 3], [6, 6, 3, 3], [6, 6, 3, 3]], seed: 3 };
+    let kernels = problem.kernels();
+    let (factors, predicted) = solve(Scheme::RightSharedWithFirst, &kernels, 7, 0);
+    let energy: f64 = kernels.iter().map(squared).sum();
+    assert!((lost(&kernels, &factors) - predicted).abs() <= STORED * energy);
+    assert_eq!(factors.reconstruct(0).dim(), (6, 3, 3, 3));
+}
+
+#[test]
+fn splits_of_zero_and_one_are_rjsvd_2_and_ljsvd() {
+    assert_eq!(Scheme::BothShared { split: 0.0 }.chains(), Scheme::RightShared.chains());
+    assert_eq!(Scheme::BothShared { split: 1.0 }.chains(), Scheme::LeftShared.chains());
+}
+
+#[test]
+fn composition_follows_its_definition() {
+    let first = Array4::from_shape_fn((2, 1, 2, 1), |(m, _, y, _)| (1 + m + 2 * y) as f64);
+    let second = Array4::from_shape_fn((1, 2, 1, 2), |(_, m, _, x)| (1 + 3 * m + x) as f64);
+    // W[0, 0, y, x] = Σₘ second[0, m, 0, x] · first[m, 0, y, 0]
+    let expected = Array4::from_shape_vec((1, 1, 2, 2), vec![9.0, 12.0, 19.0, 26.0]).unwrap();
+    assert_eq!(compose(first.view(), second.view()), expected);
+}
