@@ -1,10 +1,11 @@
 //! What is to be done, decided and priced, with nothing done yet.
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Analysis, ChainForm, Scheme};
+use crate::factor::{self, Analysis, ChainForm, Kernels, Scheme};
 use crate::group::{Group, Grouping};
 use crate::onnx::{Conv, Model};
 use crate::ranks::{Curve, allocate};
+use ndarray::{CowArray, Ix4};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
@@ -150,8 +151,17 @@ impl<'g> Unit<'g> {
         self.parameters(self.scheme.least_rank()).saturating_sub(self.folded).min(self.whole)
     }
 
+    /// Leaves out ranks that more than `spare` parameters beyond the least would be needed for.
+    fn limit(&mut self, spare: u64) {
+        let affordable = self.least() + spare + self.folded;
+        let per_rank = self.parameters(self.scheme.least_rank() + 1) - self.parameters(self.scheme.least_rank());
+        // Two chains share the ranks unevenly, so one more than the division says may still fit.
+        let most = usize::try_from(affordable / per_rank.max(1)).unwrap_or(usize::MAX).saturating_add(2);
+        self.max_rank = self.max_rank.min(most.max(self.scheme.least_rank()));
+    }
+
     fn analyse(&self, convs: &[Conv]) -> Result<Analysis> {
-        let kernels = self.members.iter().map(|&m| convs[m].kernel()).collect::<Result<Vec<_>>>()?;
+        let kernels = Members { convs, members: &self.members };
         factor::analyse(&self.chains, &kernels, self.max_rank)
             .map_err(|reason| Error::Numerical { what: self.group.name.clone(), reason })
     }
@@ -193,6 +203,22 @@ impl<'g> Unit<'g> {
     }
 }
 
+/// Some of the convolutions as what is decomposed together.
+pub(crate) struct Members<'c> {
+    pub(crate) convs: &'c [Conv],
+    pub(crate) members: &'c [usize],
+}
+
+impl Kernels for Members<'_> {
+    fn shapes(&self) -> Vec<[usize; 4]> {
+        self.members.iter().map(|&m| self.convs[m].shape).collect()
+    }
+
+    fn kernel(&self, member: usize) -> CowArray<'_, f64, Ix4> {
+        CowArray::from(self.convs[self.members[member]].kernel())
+    }
+}
+
 /// Splits every group into what the scheme can decompose together.
 fn units<'g>(grouping: &'g Grouping, options: &PlanOptions) -> Vec<Unit<'g>> {
     let convs = &grouping.convs;
@@ -227,7 +253,7 @@ impl Plan {
         check(options)?;
         let convs = &grouping.convs;
         let mut kept = Vec::new();
-        let (units, idle): (Vec<_>, Vec<_>) = units(grouping, options).into_iter().partition(Unit::pays);
+        let (mut units, idle): (Vec<_>, Vec<_>) = units(grouping, options).into_iter().partition(Unit::pays);
         for member in idle.iter().flat_map(|u| &u.members) {
             kept.push(Kept {
                 name: convs[*member].name.clone(),
@@ -249,9 +275,13 @@ impl Plan {
                     let largest = before as f64 / least.max(1) as f64;
                     return Err(unreachable(ratio, largest, options));
                 }
+                for unit in &mut units {
+                    unit.limit(target - least);
+                }
                 target - fixed
             }
         };
+        units.iter().flat_map(|u| &u.members).try_for_each(|&m| convs[m].check_finite())?;
         // The largest first, so that the threads end together; results come back in graph order.
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
@@ -264,7 +294,9 @@ impl Plan {
             RankPolicy::Rate(rate) => units.iter().map(|u| u.rank_at(rate)).collect(),
             RankPolicy::Ratio(ratio) => {
                 let curves: Vec<Curve> = units.iter().zip(&analyses).map(|(u, a)| u.curve(a)).collect();
-                let chosen = allocate(&curves, budget).ok_or_else(|| unreachable(ratio, 1.0, options))?;
+                // A ratio within one percent is promised; half of that is worth a search.
+                let slack = (budget + fixed) / 200;
+                let chosen = allocate(&curves, budget, slack).ok_or_else(|| unreachable(ratio, 1.0, options))?;
                 let whole = |u: usize| chosen[u] + 1 == curves[u].points.len();
                 (0..units.len()).map(|u| (!whole(u)).then(|| units[u].scheme.least_rank() + chosen[u])).collect()
             }

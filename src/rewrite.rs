@@ -14,7 +14,7 @@ use crate::onnx::proto::{
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
 use crate::onnx::{Conv, Model, Namer, float_initializer};
-use crate::plan::{GroupPlan, Plan, RankPolicy};
+use crate::plan::{GroupPlan, Members, Plan, RankPolicy};
 use ndarray::Array4;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -98,13 +98,18 @@ pub(crate) fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Resu
 }
 
 fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, f64)> {
-    let kernels = group.members.iter().map(|&m| plan.convs[m].kernel()).collect::<Result<Vec<_>>>()?;
-    let factors =
-        factor::factorize(&group.scheme.chains(), &kernels, &group.ranks, plan.options.iterations, &group.analysis)
-            .map_err(|reason| Error::Numerical { what: group.group.clone(), reason })?;
-    let squared = |k: &Array4<f64>| k.iter().map(|x| x * x).sum::<f64>();
-    let lost: f64 = kernels.iter().enumerate().map(|(i, k)| squared(&(k - &factors.reconstruct(i)))).sum();
-    let all: f64 = kernels.iter().map(squared).sum();
+    let kernels = Members { convs: &plan.convs, members: &group.members };
+    let chains = group.scheme.chains();
+    let factors = factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis)
+        .map_err(|reason| Error::Numerical { what: group.group.clone(), reason })?;
+    let squared = |kernel: &Array4<f64>| kernel.iter().map(|x| x * x).sum::<f64>();
+    let (mut lost, mut all) = (0.0, 0.0);
+    for (at, &member) in group.members.iter().enumerate() {
+        let mut kernel = plan.convs[member].kernel();
+        all += squared(&kernel);
+        kernel -= &factors.reconstruct(at);
+        lost += squared(&kernel);
+    }
     Ok((factors, if all > 0.0 { (lost / all).sqrt() } else { 0.0 }))
 }
 

@@ -165,10 +165,12 @@ def check_sharing(small, groups):
         members = [Rewritten(small, name) for name in group["members"]]
         columns = list(zip(*(m.weights for m in members)))
         shared = [column for column in columns if "/jmd_shared_" in column[0]]
-        check(len(shared) == (len(group["ranks"]) if group["shared"] else 0), f"{group['group']}: shared factors {len(shared)}")
+        wanted = len(group["ranks"]) if group["shared"] else 0
+        check(len(shared) == wanted, f"{group['group']}: {len(shared)} shared factors, not {wanted}")
         for column in shared:
             check(len(set(column)) == 1, f"{group['group']}: members read {sorted(set(column))}")
-            check(readers[column[0]] == len(members), f"'{column[0]}' has {readers[column[0]]} readers, not {len(members)}")
+            count = readers[column[0]]
+            check(count == len(members), f"'{column[0]}' has {count} readers, not {len(members)}")
             check(column[0] not in expected, f"'{column[0]}' serves two groups")
             expected.add(column[0])
     found = {name for name in stored if "/jmd_shared_" in name}
@@ -247,7 +249,8 @@ def main():
         for scheme in args.schemes.split(","):
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    line = "ok    " + f"{path.name} {scheme}: " + cross_check(path, scheme, args.ratio, args.binary, pathlib.Path(folder))
+                    found = cross_check(path, scheme, args.ratio, args.binary, pathlib.Path(folder))
+                line = f"ok    {path.name} {scheme}: {found}"
             except Failed as reason:
                 failures += 1
                 line = f"FAIL  {path.name} {scheme}: {reason}"

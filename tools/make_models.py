@@ -107,7 +107,8 @@ def main():
     parser.add_argument("--batch-norm", action="store_true", help="keep BatchNormalization nodes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model = resnet(args.depth, classes=10 if args.cifar else 1000, cifar=args.cifar, fold=not args.batch_norm, seed=args.seed)
+    classes = 10 if args.cifar else 1000
+    model = resnet(args.depth, classes=classes, cifar=args.cifar, fold=not args.batch_norm, seed=args.seed)
     parts = [f"resnet{args.depth}", "cifar" if args.cifar else "", "bn" if args.batch_norm else ""]
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / ("-".join(filter(None, parts)) + ".onnx")

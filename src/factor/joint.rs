@@ -11,11 +11,29 @@
 
 use super::linalg::{Basis, leading_basis, orthonormal};
 use super::{Chain, ChainForm, Factor, Factors, Ownership, Side};
-use ndarray::{Array2, Array4, ArrayView2};
+use ndarray::{Array2, Array4, ArrayView2, CowArray, Ix4, s};
 
 /// Orthogonal iterations that bring a chain from the basis of the whole to that of what the chains before it
 /// leave, before the turns begin.
 const WARM_UP: usize = 4;
+
+/// The kernels of a group, handed out one at a time, so that a group of large ones need not be in memory at once.
+pub trait Kernels: Sync {
+    /// Shapes `[out, in, kh, kw]`, one a member.
+    fn shapes(&self) -> Vec<[usize; 4]>;
+    /// One kernel, axes `out, in, kh, kw`.
+    fn kernel(&self, member: usize) -> CowArray<'_, f64, Ix4>;
+}
+
+impl Kernels for [Array4<f64>] {
+    fn shapes(&self) -> Vec<[usize; 4]> {
+        self.iter().map(|k| k.dim().into()).collect()
+    }
+
+    fn kernel(&self, member: usize) -> CowArray<'_, f64, Ix4> {
+        CowArray::from(&self[member])
+    }
+}
 
 /// Spectra and leading bases of a group under a scheme: enough to predict the error at any rank and to
 /// factorize at any rank that was kept.
@@ -53,17 +71,21 @@ impl Analysis {
 ///
 /// # Errors
 /// The solver's reason if an eigendecomposition does not converge.
-pub fn analyse(chains: &[ChainForm], kernels: &[Array4<f64>], keep: usize) -> Result<Analysis, String> {
-    let energy = kernels.iter().flatten().map(|x| x * x).sum();
+pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usize) -> Result<Analysis, String> {
+    let members = kernels.shapes().len();
     let bases = chains.iter().map(|chain| {
-        let matrices = matrices(chain, kernels);
+        let sizes: Vec<_> = kernels.shapes().iter().map(|&s| oriented_shape(chain, s)).collect();
+        let block = |i: usize| oriented(chain.basis_side(), unfolded(chain, kernels, i));
         if chain.first == Ownership::Own && chain.last == Ownership::Own {
-            matrices.iter().map(|m| leading_basis(std::slice::from_ref(m), keep)).collect()
+            (0..members).map(|i| leading_basis(&sizes[i..=i], &|_| block(i), keep)).collect()
         } else {
-            leading_basis(&matrices, keep).map(|b| vec![b])
+            leading_basis(&sizes, &block, keep).map(|b| vec![b])
         }
     });
-    Ok(Analysis { bases: bases.collect::<Result<_, String>>()?, energy })
+    let bases: Vec<Vec<Basis>> = bases.collect::<Result<_, String>>()?;
+    // Every chain's spectra sum to the same Σ‖Wᵢ‖².
+    let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
+    Ok(Analysis { bases, energy })
 }
 
 /// The factors of a group at the given ranks, one rank a chain. `iterations` counts the turns between several
@@ -71,42 +93,52 @@ pub fn analyse(chains: &[ChainForm], kernels: &[Array4<f64>], keep: usize) -> Re
 ///
 /// # Errors
 /// A reason if a rank exceeds what `analysis` kept.
-pub fn factorize(
+pub fn factorize<K: Kernels + ?Sized>(
     chains: &[ChainForm],
-    kernels: &[Array4<f64>],
+    kernels: &K,
     ranks: &[usize],
     iterations: usize,
     analysis: &Analysis,
 ) -> Result<Factors, String> {
+    let shapes = kernels.shapes();
     let mut terms = Vec::with_capacity(chains.len());
-    for ((chain, bases), &rank) in chains.iter().zip(&analysis.bases).zip(ranks) {
+    for ((form, bases), &rank) in chains.iter().zip(&analysis.bases).zip(ranks) {
         let bases = bases.iter().map(|b| leading(b, rank)).collect::<Result<Vec<_>, String>>()?;
-        terms.push(Term { matrices: matrices(chain, kernels), bases, coefficients: Vec::new() });
+        terms.push(Term { form: *form, bases, coefficients: Vec::new() });
     }
     if let [term] = &mut terms[..] {
-        term.coefficients =
-            (0..kernels.len()).map(|i| term.bases[i.min(term.bases.len() - 1)].t().dot(&term.matrices[i])).collect();
+        let coefficients = (0..shapes.len()).map(|i| {
+            let matrix = unfolded(&term.form, kernels, i);
+            Residual { matrix: &matrix, minus: Vec::new() }.project(term.form.basis_side(), term.basis(i))
+        });
+        term.coefficients = coefficients.collect();
     } else {
-        for at in 0..terms.len() {
-            for _ in 0..WARM_UP {
-                improve(chains, &mut terms, at, kernels);
-            }
-        }
-        for _ in 0..iterations {
-            for at in 0..terms.len() {
-                improve(chains, &mut terms, at, kernels);
-            }
-        }
+        let matrices: Vec<Array2<f64>> = (0..shapes.len()).map(|i| unfolded(&chains[0], kernels, i)).collect();
+        let warm_up = (0..terms.len()).flat_map(|at| std::iter::repeat_n(at, WARM_UP));
+        let turns = (0..iterations).flat_map(|_| 0..chains.len());
+        warm_up.chain(turns).for_each(|at| improve(&mut terms, at, &matrices));
     }
-    Ok(Factors { chains: chains.iter().zip(&terms).map(|(chain, term)| term.chain(chain, kernels)).collect() })
+    Ok(Factors { chains: terms.iter().map(|term| term.chain(&shapes)).collect() })
 }
 
-/// The matrices of a group with the side that carries the basis as rows.
-fn matrices(chain: &ChainForm, kernels: &[Array4<f64>]) -> Vec<Array2<f64>> {
-    let unfolded = kernels.iter().map(|k| chain.unfolding.unfold(k.view()));
+/// The matrix of one member.
+fn unfolded<K: Kernels + ?Sized>(chain: &ChainForm, kernels: &K, member: usize) -> Array2<f64> {
+    chain.unfolding.unfold(kernels.kernel(member).view())
+}
+
+/// A matrix with the side that carries the basis as rows.
+fn oriented(side: Side, matrix: Array2<f64>) -> Array2<f64> {
+    match side {
+        Side::First => matrix,
+        Side::Last => matrix.reversed_axes(),
+    }
+}
+
+fn oriented_shape(chain: &ChainForm, shape: [usize; 4]) -> (usize, usize) {
+    let (rows, columns) = chain.unfolding.matrix_shape(shape);
     match chain.basis_side() {
-        Side::First => unfolded.collect(),
-        Side::Last => unfolded.map(|m| m.reversed_axes().as_standard_layout().into_owned()).collect(),
+        Side::First => (rows, columns),
+        Side::Last => (columns, rows),
     }
 }
 
@@ -114,12 +146,13 @@ fn leading(basis: &Basis, rank: usize) -> Result<Array2<f64>, String> {
     if rank == 0 || rank > basis.vectors.ncols() {
         return Err(format!("rank {rank} of {} analysed", basis.vectors.ncols()));
     }
-    Ok(basis.vectors.slice(ndarray::s![.., ..rank]).to_owned())
+    Ok(basis.vectors.slice(s![.., ..rank]).to_owned())
 }
 
-/// One chain while it is being solved: `Q·Cᵢ` with `Q` a basis and `Cᵢ = Qᵀ·Rᵢ`.
+/// One chain while it is being solved. With a basis `Q` on the first side a member's matrix is `Q·Cᵢᵀ`, on the last
+/// side `Cᵢ·Qᵀ`; the coefficients `Cᵢ` are the projection of what the other chains leave.
 struct Term {
-    matrices: Vec<Array2<f64>>,
+    form: ChainForm,
     bases: Vec<Array2<f64>>,
     coefficients: Vec<Array2<f64>>,
 }
@@ -129,80 +162,81 @@ impl Term {
         &self.bases[member.min(self.bases.len() - 1)]
     }
 
-    /// The chain's kernels: the basis on its side, the coefficients on the other.
-    fn chain(&self, form: &ChainForm, kernels: &[Array4<f64>]) -> Chain {
-        let shape = |i: usize| -> [usize; 4] { kernels[i].dim().into() };
-        let place = |side: Side, matrix: ArrayView2<'_, f64>, i: usize| {
-            // The basis side is stored as rows; on the last side both matrices stand transposed.
-            let first = match form.basis_side() {
-                Side::First => matrix,
-                Side::Last => matrix.reversed_axes(),
-            };
+    /// `A: rows×r` and `B: r×columns` of one member.
+    fn factors(&self, member: usize) -> (ArrayView2<'_, f64>, ArrayView2<'_, f64>) {
+        let (basis, coefficients) = (self.basis(member).view(), self.coefficients[member].view());
+        match self.form.basis_side() {
+            Side::First => (basis, coefficients.reversed_axes()),
+            Side::Last => (coefficients, basis.reversed_axes()),
+        }
+    }
+
+    /// The factors as the kernels that are written.
+    fn chain(&self, shapes: &[[usize; 4]]) -> Chain {
+        let place = |side: Side, member: usize| {
+            let (a, b) = self.factors(member);
             let kernel = match side {
-                Side::First => form.unfolding.fold_first(first, shape(i)),
-                Side::Last => form.unfolding.fold_last(first, shape(i)),
+                Side::First => self.form.unfolding.fold_first(a, shapes[member]),
+                Side::Last => self.form.unfolding.fold_last(b, shapes[member]),
             };
             kernel.mapv(|x| x as f32)
         };
-        let members = 0..kernels.len();
-        let side = form.basis_side();
-        let other = if side == Side::First { Side::Last } else { Side::First };
-        let basis = match self.bases.len() {
-            1 if kernels.len() > 1 || form.first == Ownership::Shared || form.last == Ownership::Shared => {
-                Factor::Shared(place(side, self.bases[0].view(), 0))
-            }
-            _ => Factor::Own(members.clone().map(|i| place(side, self.basis(i).view(), i)).collect()),
+        let factor = |side: Side, ownership: Ownership| match ownership {
+            Ownership::Shared => Factor::Shared(place(side, 0)),
+            Ownership::Own => Factor::Own((0..shapes.len()).map(|i| place(side, i)).collect()),
         };
-        let coefficients = Factor::Own(members.map(|i| place(other, self.coefficients[i].view(), i)).collect());
-        let factors = if side == Side::First { vec![basis, coefficients] } else { vec![coefficients, basis] };
-        Chain { factors }
+        Chain { factors: vec![factor(Side::First, self.form.first), factor(Side::Last, self.form.last)] }
     }
 }
 
-/// One turn of the chain at `at` on what the other chains leave of the kernels.
-fn improve(chains: &[ChainForm], terms: &mut [Term], at: usize, kernels: &[Array4<f64>]) {
-    let side = chains[at].basis_side();
-    let others: Vec<Vec<(Array2<f64>, Array2<f64>)>> = (0..kernels.len())
-        .map(|i| {
-            let solved = terms.iter().enumerate().filter(|(t, term)| *t != at && !term.coefficients.is_empty());
-            solved.map(|(t, term)| oriented(term, i, chains[t].basis_side() == side)).collect()
-        })
-        .collect();
-    let term = &mut terms[at];
-    let residual = |i: usize| Residual { matrix: &term.matrices[i], minus: &others[i] };
+/// One turn of the chain at `at` on what the other chains leave of the matrices.
+fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>]) {
+    let side = terms[at].form.basis_side();
+    let solved = || terms.iter().enumerate().filter(|(t, term)| *t != at && !term.coefficients.is_empty());
+    let residual =
+        |i: usize| Residual { matrix: &matrices[i], minus: solved().map(|(_, term)| term.factors(i)).collect() };
     let step = |members: std::ops::Range<usize>, q: &Array2<f64>| {
-        let sum = members.map(|i| residual(i).dot(&residual(i).transposed_dot(q))).reduce(|a, b| a + b);
+        let sum = members.map(|i| residual(i).expand(side, &residual(i).project(side, q))).reduce(|a, b| a + b);
         sum.map_or_else(|| q.clone(), |y| orthonormal(y.view()))
     };
-    let n = kernels.len();
-    let bases: Vec<Array2<f64>> = match term.bases.len() {
-        1 => vec![step(0..n, &term.bases[0])],
-        _ => term.bases.iter().enumerate().map(|(i, q)| step(i..i + 1, q)).collect(),
+    let n = matrices.len();
+    let bases: Vec<Array2<f64>> = match &terms[at].bases[..] {
+        [shared] => vec![step(0..n, shared)],
+        own => own.iter().enumerate().map(|(i, q)| step(i..i + 1, q)).collect(),
     };
-    let coefficients =
-        (0..n).map(|i| residual(i).transposed_dot(&bases[i.min(bases.len() - 1)]).reversed_axes()).collect();
-    term.bases = bases;
-    term.coefficients = coefficients;
+    let coefficients = (0..n).map(|i| residual(i).project(side, &bases[i.min(bases.len() - 1)])).collect();
+    terms[at].bases = bases;
+    terms[at].coefficients = coefficients;
 }
 
-/// A chain's `left·right` in the orientation of another chain of the same unfolding.
-fn oriented(term: &Term, member: usize, same_side: bool) -> (Array2<f64>, Array2<f64>) {
-    let (basis, coefficients) = (term.basis(member), &term.coefficients[member]);
-    if same_side { (basis.clone(), coefficients.clone()) } else { (coefficients.t().to_owned(), basis.t().to_owned()) }
-}
-
-/// `R = M − Σ left·right`, never formed.
+/// `R = M − Σ A·B`, never formed.
 struct Residual<'a> {
     matrix: &'a Array2<f64>,
-    minus: &'a [(Array2<f64>, Array2<f64>)],
+    minus: Vec<(ArrayView2<'a, f64>, ArrayView2<'a, f64>)>,
 }
 
 impl Residual<'_> {
+    /// Coefficients on a basis: `Rᵀ·Q` on the first side, `R·Q` on the last.
+    fn project(&self, side: Side, q: &Array2<f64>) -> Array2<f64> {
+        match side {
+            Side::First => self.transposed_dot(q),
+            Side::Last => self.dot(q),
+        }
+    }
+
+    /// The other half of a step: `R·C` on the first side, `Rᵀ·C` on the last.
+    fn expand(&self, side: Side, coefficients: &Array2<f64>) -> Array2<f64> {
+        match side {
+            Side::First => self.dot(coefficients),
+            Side::Last => self.transposed_dot(coefficients),
+        }
+    }
+
     fn dot(&self, x: &Array2<f64>) -> Array2<f64> {
-        self.minus.iter().fold(self.matrix.dot(x), |y, (l, r)| y - l.dot(&r.dot(x)))
+        self.minus.iter().fold(self.matrix.dot(x), |y, (a, b)| y - a.dot(&b.dot(x)))
     }
 
     fn transposed_dot(&self, x: &Array2<f64>) -> Array2<f64> {
-        self.minus.iter().fold(self.matrix.t().dot(x), |y, (l, r)| y - r.t().dot(&l.t().dot(x)))
+        self.minus.iter().fold(self.matrix.t().dot(x), |y, (a, b)| y - b.t().dot(&a.t().dot(x)))
     }
 }

@@ -11,6 +11,6 @@ mod scheme;
 mod unfold;
 
 pub use chain::{Chain, Factor, Factors, compose};
-pub use joint::{Analysis, analyse, factorize};
+pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use scheme::{ChainForm, Ownership, Scheme, macs, parameters};
 pub use unfold::{Side, Unfolding};

@@ -66,8 +66,9 @@ impl Unfolding {
             (Side::Last, Side::Last) => [1, 2, 3, 0],
             (Side::Last, Side::First) => [3, 1, 2, 0],
         };
-        let ordered = kernel.permuted_axes(axes).iter().copied().collect();
-        reshaped(ordered, rows, columns)
+        let ordered = kernel.permuted_axes(axes).as_standard_layout().into_owned();
+        // The axes' product is the same, so the shape always fits.
+        ordered.into_shape_with_order((rows, columns)).unwrap_or_default()
     }
 
     /// The first factor's kernel `[r, in, kh', kw']` of a matrix `A: rows×r`.
@@ -85,12 +86,6 @@ impl Unfolding {
         let (rank, out) = (b.nrows(), shape[0]);
         Array4::from_shape_fn((out, rank, kh, kw), |(o, r, y, x)| b[[r, (y * kw + x) * out + o]])
     }
-}
-
-/// A vector of `rows·columns` elements as a matrix.
-fn reshaped(elements: Vec<f64>, rows: usize, columns: usize) -> Array2<f64> {
-    let mut elements = elements.into_iter();
-    Array2::from_shape_simple_fn((rows, columns), || elements.next().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -200,17 +200,25 @@ impl Conv {
     }
 
     /// The kernel in f64, axes `out, in, kh, kw`, with the batch norm's scale folded in.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] if a weight is NaN or infinite.
-    pub fn kernel(&self) -> Result<Array4<f64>> {
-        let stored = tensor::read_kernel(&self.kernel).filter(|k| k.iter().all(|x| x.is_finite()));
-        let kernel =
-            stored.ok_or_else(|| Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() })?;
-        Ok(match &self.batch_norm {
+    #[must_use]
+    pub fn kernel(&self) -> Array4<f64> {
+        // Type and shape were checked when the node was.
+        let kernel = tensor::read_kernel(&self.kernel).unwrap_or_default();
+        match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
             None => kernel,
-        })
+        }
+    }
+
+    /// Checks that every weight is a number.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if one is NaN or infinite.
+    pub(crate) fn check_finite(&self) -> Result<()> {
+        if tensor::is_finite(&self.kernel) {
+            return Ok(());
+        }
+        Err(Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() })
     }
 
     /// The kernel that the original graph needs in place of its own so that it computes `folded`: the

@@ -84,12 +84,8 @@ pub(crate) fn read_floats(tensor: &TensorProto) -> Option<ArrayD<f32>> {
     if tensor.data_type() != DataType::Float as i32 {
         return None;
     }
-    let data = match &tensor.raw_data {
-        Some(raw) => raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        None => tensor.float_data.clone(),
-    };
     let shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
-    ArrayD::from_shape_vec(IxDyn(&shape), data).ok()
+    ArrayD::from_shape_vec(IxDyn(&shape), floats(tensor).collect()).ok()
 }
 
 /// A float32 initializer with raw data.
@@ -118,5 +114,18 @@ pub(super) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
 
 /// A convolution kernel, axes `out, in, kh, kw`, in f64.
 pub(super) fn read_kernel(tensor: &TensorProto) -> Option<Array4<f64>> {
-    read_floats(tensor)?.into_dimensionality().ok().map(|k: Array4<f32>| k.mapv(f64::from))
+    let shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    let shape: [usize; 4] = shape.try_into().ok()?;
+    Array4::from_shape_vec(shape, floats(tensor).map(f64::from).collect()).ok()
+}
+
+/// Whether no element of a float32 tensor is NaN or infinite.
+pub(super) fn is_finite(tensor: &TensorProto) -> bool {
+    floats(tensor).all(f32::is_finite)
+}
+
+/// The elements of a float32 tensor, wherever they stand.
+fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
+    let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| raw.as_chunks::<4>().0);
+    raw.iter().map(|b| f32::from_le_bytes(*b)).chain(tensor.float_data.iter().copied())
 }

@@ -1,0 +1,159 @@
+//! Damaged files: each gets its own error, none a panic.
+
+mod support;
+
+use onnx_jmd::{Error, Model, Options, PlanOptions, RankPolicy, Scheme, compile};
+use prost::Message;
+use std::panic::catch_unwind;
+use support::proto::{ModelProto, tensor_proto::DataLocation};
+use support::{ConvSpec, ModelBuilder, decode, small_resnet};
+
+fn open(model: &ModelProto) -> Result<Model, Error> {
+    Model::from_bytes(model.encode_to_vec())
+}
+
+fn sound() -> ModelProto {
+    decode(&small_resnet(2))
+}
+
+/// Applies a damage to a sound model and opens it.
+fn damaged(damage: impl FnOnce(&mut ModelProto)) -> Error {
+    let mut model = sound();
+    damage(&mut model);
+    open(&model).expect_err("the damage went unnoticed")
+}
+
+fn weight(model: &mut ModelProto) -> &mut support::proto::TensorProto {
+    model.graph.as_mut().unwrap().initializer.iter_mut().find(|t| t.name() == "layer1.0.conv1.weight").unwrap()
+}
+
+#[test]
+fn no_bytes_are_no_model() {
+    assert!(matches!(Model::from_bytes(vec![]), Err(Error::Empty)));
+}
+
+#[test]
+fn text_and_pictures_are_no_model() {
+    for bytes in [&b"hello, world"[..], b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", &[0; 64]] {
+        assert!(matches!(Model::from_bytes(bytes.to_vec()), Err(Error::NotOnnx { .. })), "{bytes:?}");
+    }
+}
+
+#[test]
+fn a_model_needs_a_graph_a_version_and_an_output() {
+    assert!(matches!(damaged(|m| m.graph = None), Error::NotOnnx { .. }));
+    assert!(matches!(damaged(|m| m.ir_version = None), Error::NotOnnx { .. }));
+    assert!(matches!(damaged(|m| m.graph.as_mut().unwrap().output.clear()), Error::NotOnnx { .. }));
+}
+
+#[test]
+fn a_value_that_nothing_writes_is_named() {
+    let error = damaged(|m| m.graph.as_mut().unwrap().node[1].input[0] = "nowhere".into());
+    assert!(matches!(&error, Error::Dangling { value, .. } if value == "nowhere"), "{error}");
+    let error = damaged(|m| m.graph.as_mut().unwrap().output[0].name = Some("nowhere".into()));
+    assert!(matches!(&error, Error::Dangling { value, .. } if value == "nowhere"), "{error}");
+}
+
+#[test]
+fn a_value_written_twice_is_named() {
+    let error = damaged(|m| {
+        let again = m.graph.as_ref().unwrap().node[0].clone();
+        m.graph.as_mut().unwrap().node.push(again);
+    });
+    assert!(matches!(error, Error::WrittenTwice { .. }), "{error}");
+    let error = damaged(|m| {
+        let again = m.graph.as_ref().unwrap().initializer[0].clone();
+        m.graph.as_mut().unwrap().initializer.push(again);
+    });
+    assert!(matches!(error, Error::WrittenTwice { .. }), "{error}");
+}
+
+#[test]
+fn a_cycle_is_named() {
+    let error = damaged(|m| {
+        let last = m.graph.as_ref().unwrap().node.last().unwrap().output[0].clone();
+        m.graph.as_mut().unwrap().node[2].input[0] = last;
+    });
+    assert!(matches!(error, Error::Cycle { .. }), "{error}");
+}
+
+#[test]
+fn a_tensor_that_lies_about_its_size_is_named() {
+    for dims in [vec![8, 8, 3, 4], vec![8, 8, 3], vec![-1, 8, 3, 3], vec![i64::MAX, i64::MAX, 3, 3], vec![0]] {
+        let error = damaged(|m| weight(m).dims = dims.clone());
+        assert!(matches!(&error, Error::TensorSize { tensor, .. } if tensor == "layer1.0.conv1.weight"), "{error}");
+    }
+    let error = damaged(|m| {
+        let weight = weight(m);
+        weight.raw_data = None;
+        weight.float_data = vec![0.0; 7];
+    });
+    assert!(matches!(error, Error::TensorSize { .. }), "{error}");
+}
+
+#[test]
+fn a_tensor_in_another_file_is_refused() {
+    let error = damaged(|m| {
+        let weight = weight(m);
+        weight.raw_data = None;
+        weight.data_location = Some(DataLocation::External as i32);
+    });
+    assert!(matches!(error, Error::ExternalData { .. }), "{error}");
+}
+
+#[test]
+fn a_kernel_that_is_not_a_number_is_refused() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut model = sound();
+        let weight = weight(&mut model);
+        let mut raw = weight.raw_data.take().unwrap().to_vec();
+        raw[16..20].copy_from_slice(&bad.to_le_bytes());
+        weight.raw_data = Some(raw.into());
+        let error = compile(&open(&model).unwrap(), &Options::default(), &|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::NotFinite { tensor, .. } if tensor == "layer1.0.conv1.weight"), "{error}");
+    }
+}
+
+/// A model of a few hundred bytes, so that every byte can be tried.
+fn tiny() -> Vec<u8> {
+    let mut b = ModelBuilder::new(&[1, 2, 5, 5], 3);
+    let mut x = b.conv("image", &ConvSpec::new(3, 2));
+    for _ in 0..2 {
+        let y = b.conv(&x, &ConvSpec { out: 3, ..ConvSpec::new(3, 3) });
+        x = b.add(&y, &x);
+    }
+    b.build(&[&x])
+}
+
+/// Everything short of running the model, which tract does under its own guard.
+fn try_all(bytes: Vec<u8>) {
+    if let Ok(model) = Model::from_bytes(bytes) {
+        let plan = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Rate(0.5), ..PlanOptions::default() };
+        let options = Options { plan, verify: None, ..Options::default() };
+        if let Ok(done) = compile(&model, &options, &|_| ()) {
+            let written = done.model.unwrap().to_bytes();
+            Model::from_bytes(written).expect("what was written cannot be read");
+        }
+    }
+}
+
+#[test]
+fn truncation_at_every_offset_panics_nowhere() {
+    let bytes = tiny();
+    for end in 0..bytes.len() {
+        let cut = bytes[..end].to_vec();
+        assert!(catch_unwind(|| try_all(cut)).is_ok(), "cut at {end}");
+    }
+}
+
+#[test]
+fn flipping_every_byte_panics_nowhere() {
+    let bytes = tiny();
+    for at in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= flip;
+            assert!(catch_unwind(|| try_all(flipped)).is_ok(), "byte {at} ^ {flip:#x}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! One convolution for each reason to leave it alone, named in the answer.
+
+mod support;
+
+use onnx_jmd::{GroupOptions, Grouping, Model, Plan, PlanOptions, RankPolicy, Scheme, SkipReason, find_groups};
+use prost::Message;
+use support::proto::{ModelProto, TensorProto};
+use support::{ConvSpec, ModelBuilder, ResNet, decode, int, ints, small_resnet, value};
+
+fn find(model: &ModelProto, options: &GroupOptions) -> Grouping {
+    find_groups(&Model::from_bytes(model.encode_to_vec()).unwrap(), options).unwrap()
+}
+
+/// The reason given for the one convolution of a model after a change to it.
+fn reason(change: impl FnOnce(&mut ModelProto)) -> SkipReason {
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let y = b.named_conv("image", "y", &ConvSpec::new(8, 3));
+    let mut model = b.build_proto(&[&y]);
+    change(&mut model);
+    let found = find(&model, &GroupOptions::default());
+    assert_eq!(found.skipped.len(), 1, "{:?}", found.skipped);
+    assert_eq!(found.skipped[0].name, "Conv_y");
+    found.skipped[0].reason.clone()
+}
+
+fn attribute(model: &mut ModelProto, attribute: support::proto::AttributeProto) {
+    let node = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == "Conv").unwrap();
+    node.attribute.retain(|a| a.name() != attribute.name());
+    node.attribute.push(attribute);
+}
+
+fn weight(model: &mut ModelProto) -> &mut TensorProto {
+    &mut model.graph.as_mut().unwrap().initializer[0]
+}
+
+#[test]
+fn kernels_with_other_than_two_spatial_axes() {
+    assert_eq!(reason(|m| weight(m).dims = vec![8, 8, 9]), SkipReason::Axes { axes: 3 });
+    assert_eq!(reason(|m| weight(m).dims = vec![8, 8, 3, 3, 1]), SkipReason::Axes { axes: 5 });
+}
+
+#[test]
+fn grouped_convolutions() {
+    let found = reason(|m| {
+        weight(m).dims = vec![64, 1, 3, 3];
+        attribute(m, int("group", 8));
+    });
+    assert_eq!(found, SkipReason::Grouped { channel_groups: 8 });
+}
+
+#[test]
+fn kernels_computed_in_the_graph() {
+    let found = reason(|m| {
+        let graph = m.graph.as_mut().unwrap();
+        graph.node[0].input[1] = "computed".into();
+        let node = support::proto::NodeProto {
+            op_type: Some("Neg".into()),
+            input: vec!["y.weight".into()],
+            output: vec!["computed".into()],
+            ..Default::default()
+        };
+        graph.node.insert(0, node);
+    });
+    assert_eq!(found, SkipReason::KernelComputed { value: "computed".into() });
+}
+
+#[test]
+fn kernels_that_callers_may_replace() {
+    let listed = |m: &mut ModelProto| m.graph.as_mut().unwrap().input.push(value("y.weight", &[8, 8, 3, 3]));
+    assert_eq!(reason(listed), SkipReason::KernelOverridable { tensor: "y.weight".into() });
+    // Before IR version 4 every initializer is listed, and none may be replaced.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    b.ir_version = 3;
+    let y = b.conv("image", &ConvSpec::new(8, 3));
+    assert!(find(&b.build_proto(&[&y]), &GroupOptions::default()).skipped.is_empty());
+}
+
+#[test]
+fn kernels_of_other_types() {
+    let found = reason(|m| {
+        let weight = weight(m);
+        weight.data_type = Some(10);
+        let half = weight.raw_data.as_ref().unwrap().slice(..8 * 8 * 9 * 2);
+        weight.raw_data = Some(half);
+    });
+    assert_eq!(found, SkipReason::KernelType { element_type: "FLOAT16".into() });
+}
+
+#[test]
+fn kernels_read_more_than_once() {
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let y = b.named_conv("image", "y", &ConvSpec::new(8, 3));
+    let z = b.named_conv(&y, "z", &ConvSpec::new(8, 3));
+    let mut model = b.build_proto(&[&z]);
+    model.graph.as_mut().unwrap().node[1].input[1] = "y.weight".into();
+    let found = find(&model, &GroupOptions::default());
+    let reused = SkipReason::KernelReused { tensor: "y.weight".into(), uses: 2 };
+    assert_eq!(found.skipped.iter().map(|s| s.reason.clone()).collect::<Vec<_>>(), [reused.clone(), reused]);
+}
+
+#[test]
+fn same_padding_of_a_strided_convolution_whose_input_is_of_unknown_size() {
+    let mut b = ModelBuilder::new(&[0, 8, 0, 0], 5);
+    let y = b.conv("image", &ConvSpec { auto_pad: Some("SAME_UPPER"), ..ConvSpec::new(8, 3).stride(2) });
+    let model = b.build_proto(&[&y]);
+    assert_eq!(find(&model, &GroupOptions::default()).skipped[0].reason, SkipReason::AutoPad);
+    let known = GroupOptions { input_shapes: vec!["image:1,8,9,10".parse().unwrap()], ..GroupOptions::default() };
+    let found = find(&model, &known);
+    // 9 → 5 needs 2 more rows, 10 → 5 needs 1 more column, and SAME_UPPER puts the odd one at the end.
+    assert_eq!(found.convs[0].pads, [1, 0, 1, 1]);
+}
+
+#[test]
+fn attributes_that_contradict_the_kernel() {
+    for change in [
+        ints("kernel_shape", &[5, 5]),
+        ints("strides", &[0, 1]),
+        ints("strides", &[1]),
+        ints("dilations", &[1, 1, 1]),
+        ints("pads", &[1, 1]),
+    ] {
+        let found = reason(|m| attribute(m, change.clone()));
+        assert!(matches!(found, SkipReason::Inconsistent { .. }), "{found}");
+    }
+    let empty = |m: &mut ModelProto| {
+        weight(m).dims = vec![0, 8, 3, 3];
+        weight(m).raw_data = Some(Default::default());
+    };
+    assert!(matches!(reason(empty), SkipReason::Inconsistent { .. }));
+}
+
+#[test]
+fn what_the_user_leaves_out() {
+    let model = decode(&small_resnet(2));
+    let options = GroupOptions { exclude: Some(regex::Regex::new("conv2").unwrap()), ..GroupOptions::default() };
+    let found = find(&model, &options);
+    assert!(found.skipped.iter().all(|s| s.reason == SkipReason::Excluded && s.name.contains("conv2")));
+    assert_eq!((found.skipped.len(), found.convs.len()), (2, 3));
+}
+
+#[test]
+fn what_no_rank_makes_smaller_is_kept_with_that_reason() {
+    // A 1×1 kernel from 2 to 2 channels: rank one costs as much as the whole.
+    let mut b = ModelBuilder::new(&[1, 2, 9, 9], 5);
+    let x = b.conv("image", &ConvSpec::new(2, 1));
+    let y = b.conv(&x, &ConvSpec::new(16, 3));
+    let model = Model::from_bytes(b.build(&[&y])).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    let options = PlanOptions { policy: RankPolicy::Rate(0.1), ..PlanOptions::default() };
+    let plan = Plan::build(&model, &grouping, &options).unwrap();
+    assert_eq!(plan.kept.len(), 1);
+    assert_eq!(plan.kept[0].reason, SkipReason::NeverPays.to_string());
+}
+
+#[test]
+fn our_own_factors() {
+    let model = Model::from_bytes(small_resnet(2)).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    let options = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
+    let plan = Plan::build(&model, &grouping, &options).unwrap();
+    let small = onnx_jmd::apply(&model, &plan).unwrap().model;
+    let again = find_groups(&small, &GroupOptions::default()).unwrap();
+    assert!(again.skipped.iter().any(|s| s.reason == SkipReason::AlreadyFactored));
+    assert!(again.skipped.iter().all(|s| s.name.contains("jmd_")));
+}
+
+#[test]
+fn a_depthwise_network_is_nothing_to_compress() {
+    let mut model = ResNet { blocks: [1, 0, 0, 0], cifar: true, width: 4, ..ResNet::R18 }.builder();
+    for node in model.graph.node.iter_mut().filter(|n| n.op_type() == "Conv") {
+        node.attribute.push(int("group", 2));
+    }
+    let model = Model::from_bytes(model.build(&["scores"])).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    let error = Plan::build(&model, &grouping, &PlanOptions::default()).unwrap_err();
+    assert!(matches!(error, onnx_jmd::Error::NothingToCompress(_)), "{error}");
+}
