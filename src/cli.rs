@@ -92,7 +92,7 @@ pub struct Cli {
     input_shape: Vec<InputShape>,
 
     /// Refuse the result below this signal-to-noise ratio, in dB
-    #[arg(long, value_name = "DB", help_heading = "Verification")]
+    #[arg(long, value_name = "DB", allow_negative_numbers = true, help_heading = "Verification")]
     min_snr: Option<f64>,
 
     /// Refuse the result below this share of equal top-1 classes, 0 to 1 (on --images, else on the random inputs)

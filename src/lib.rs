@@ -9,7 +9,7 @@
 //!                            Model, reference, Model' ─▶ verify ─▶ report ◀──────────────────────┘─▶ out.onnx
 //! ```
 //! Data flows one way: a stage is a function from values to a value, and a refusal is data that names its node.
-//! [`onnx`] holds all protobuf and no mathematics, [`factor`] all mathematics and no ONNX.
+//! `onnx` holds all protobuf and no mathematics, [`factor`] all mathematics and no ONNX.
 //!
 //! The method is that of Chen, Zhou, Sun and Huang, *Joint Matrix Decomposition for Deep Convolutional Neural Networks
 //! Compression* (arXiv 2107.04386).
@@ -32,6 +32,10 @@
 //! ```
 //!
 //! Stage by stage the same is [`find_groups`], [`Plan::build`], [`apply`], [`verify()`] and [`Report`].
+
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub, clippy::missing_errors_doc)]
+#![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+#![warn(clippy::exit)]
 
 mod error;
 mod onnx;
@@ -67,6 +71,6 @@ pub use plan::{GroupPlan, Kept, Plan, PlanOptions, RankPolicy};
 pub use report::{
     Approximation, BlockRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score, Totals, Verification,
 };
-pub use rewrite::{Compiled, apply};
+pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "verify")]
 pub use verify::{REWRITE_TOLERANCE, VerifyOptions, score, verify};

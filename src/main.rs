@@ -1,6 +1,6 @@
 //! Arguments → options → one library call → files and tables → exit code.
 
-#![allow(clippy::print_stderr, reason = "the binary speaks to a person")]
+#![warn(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::exit)]
 
 mod cli;
 

@@ -95,8 +95,8 @@ struct Unit<'g> {
     chains: Vec<ChainForm>,
     shapes: Vec<[usize; 4]>,
     whole: u64,
-    /// Parameters that folding batch norms removes; none is removed while the members stay whole.
-    folded: u64,
+    /// Parameters that folding batch norms takes away; none while the members stay whole.
+    folded: i64,
     max_rank: usize,
 }
 
@@ -105,12 +105,13 @@ impl<'g> Unit<'g> {
         let chains = scheme.chains();
         let shapes: Vec<_> = members.iter().map(|&m| convs[m].shape).collect();
         let whole = members.iter().map(|&m| convs[m].weights()).sum();
-        let folded = members.iter().map(|&m| &convs[m]).filter(|c| c.batch_norm.is_some());
-        // γ, β, mean and variance go, a bias stays.
-        let folded = folded.map(|c| c.shape[0] as u64 * if c.bias.is_some() { 4 } else { 3 }).sum();
+        let folded = members.iter().map(|&m| convs[m].folded_parameters()).sum();
         let mut unit = Self { group, members, scheme, chains, shapes, whole, folded, max_rank: 0 };
         let pays = |rank: usize| {
-            unit.parameters(rank) < whole && unit.fits(rank) && (options.allow_more_macs || unit.macs_fit(rank, convs))
+            unit.cost(rank) < whole
+                && unit.parameters(rank) < whole
+                && unit.fits(rank)
+                && (options.allow_more_macs || unit.macs_fit(rank, convs))
         };
         // Cost grows with the rank, so the ranks that pay are the first ones.
         let (mut low, mut high) = (scheme.least_rank() - 1, 2 + whole as usize);
@@ -124,6 +125,11 @@ impl<'g> Unit<'g> {
 
     fn parameters(&self, rank: usize) -> u64 {
         factor::parameters(&self.chains, &self.scheme.ranks(rank), &self.shapes)
+    }
+
+    /// Parameters stored at a rank, less those that folding takes away.
+    fn cost(&self, rank: usize) -> u64 {
+        self.parameters(rank).saturating_add_signed(-self.folded)
     }
 
     /// No chain has a larger rank than its matrices.
@@ -148,12 +154,12 @@ impl<'g> Unit<'g> {
     }
 
     fn least(&self) -> u64 {
-        self.parameters(self.scheme.least_rank()).saturating_sub(self.folded).min(self.whole)
+        self.cost(self.scheme.least_rank()).min(self.whole)
     }
 
     /// Leaves out ranks that more than `spare` parameters beyond the least would be needed for.
     fn limit(&mut self, spare: u64) {
-        let affordable = self.least() + spare + self.folded;
+        let affordable = (self.least() + spare).saturating_add_signed(self.folded);
         let per_rank = self.parameters(self.scheme.least_rank() + 1) - self.parameters(self.scheme.least_rank());
         // Two chains share the ranks unevenly, so one more than the division says may still fit.
         let most = usize::try_from(affordable / per_rank.max(1)).unwrap_or(usize::MAX).saturating_add(2);
@@ -175,7 +181,7 @@ impl<'g> Unit<'g> {
     fn curve(&self, analysis: &Analysis) -> Curve {
         let n = self.members.len() as f64;
         let ranks = self.scheme.least_rank()..=self.max_rank;
-        let points = ranks.map(|r| (self.parameters(r).saturating_sub(self.folded), n * self.error(analysis, r)));
+        let points = ranks.map(|r| (self.cost(r), n * self.error(analysis, r)));
         let mut points: Vec<(u64, f64)> = points.filter(|p| p.0 < self.whole).collect();
         points.push((self.whole, 0.0));
         Curve { points }
@@ -313,7 +319,7 @@ impl Plan {
                 continue;
             };
             let parameters_after = unit.parameters(rank);
-            after = (after + parameters_after).saturating_sub(unit.whole + unit.folded);
+            after = (after + unit.cost(rank)).saturating_sub(unit.whole);
             groups.push(GroupPlan {
                 group: unit.group.name.clone(),
                 role: unit.group.role.clone(),

@@ -64,30 +64,41 @@ struct Choice {
     unspent: u64,
 }
 
+/// Rounds of forcing one curve more.
+const ROUNDS: usize = 8;
+
 /// One point of each curve, together at most `budget` parameters; none if even the cheapest exceed it. More than `slack`
 /// parameters are left over only if nothing found uses them better.
 pub(crate) fn allocate(curves: &[Curve], budget: u64, slack: u64) -> Option<Vec<usize>> {
     let mut allowed: Vec<RangeInclusive<usize>> = curves.iter().map(|c| 0..=c.whole()).collect();
-    let mut best = greedy(curves, &allowed, budget)?;
-    while best.unspent > slack {
+    let mut now = greedy(curves, &allowed, budget)?;
+    let mut best = now.clone();
+    for _ in 0..ROUNDS {
+        if best.unspent <= slack {
+            break;
+        }
         let mut next: Option<(usize, RangeInclusive<usize>, Choice)> = None;
         for (index, curve) in curves.iter().enumerate() {
-            if allowed[index] != (0..=curve.whole()) || curve.whole() == 0 {
+            let whole = curve.whole();
+            if allowed[index] != (0..=whole) || whole == 0 {
                 continue;
             }
-            let whole = curve.whole();
-            let forced = if best.points[index] == whole { 0..=whole - 1 } else { whole..=whole };
+            let forced = if now.points[index] == whole { 0..=whole - 1 } else { whole..=whole };
             let free = std::mem::replace(&mut allowed[index], forced.clone());
             let found = greedy(curves, &allowed, budget);
             allowed[index] = free;
-            let better = |c: &Choice| c.error < next.as_ref().map_or(best.error, |n| n.2.error);
+            let better = |c: &Choice| next.as_ref().is_none_or(|n| c.error < n.2.error);
             if let Some(choice) = found.filter(better) {
                 next = Some((index, forced, choice));
             }
         }
+        // The way to a better choice may lead through a worse one.
         let Some((index, forced, choice)) = next else { break };
         allowed[index] = forced;
-        best = choice;
+        if choice.error < best.error {
+            best = choice.clone();
+        }
+        now = choice;
     }
     Some(best.points)
 }

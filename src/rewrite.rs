@@ -13,14 +13,11 @@ use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Conv, Model, Namer, float_initializer};
+use crate::onnx::{Conv, Model, Namer, VERSION_KEY, float_initializer};
 use crate::plan::{GroupPlan, Members, Plan, RankPolicy};
 use ndarray::Array4;
 use rayon::prelude::*;
 use std::collections::{HashMap, HashSet};
-
-/// Metadata property of a written model that says which version wrote it.
-pub(crate) const VERSION_KEY: &str = "onnx_jmd.version";
 
 /// A compressed model and what it is made of.
 #[derive(Debug, Clone)]
@@ -79,7 +76,7 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 ///
 /// # Errors
 /// [`Error::Options`] if the parts do not belong together.
-pub(crate) fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
+pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);

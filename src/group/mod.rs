@@ -6,7 +6,7 @@ mod role;
 pub use blocks::RepeatedBlock;
 
 use crate::error::Result;
-use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason};
+use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY};
 use regex::Regex;
 use std::collections::BTreeMap;
 
@@ -114,7 +114,7 @@ fn candidate(
         return Err(SkipReason::Excluded);
     }
     // Our own factors would be found again as repeated convolutions.
-    if model.metadata(crate::rewrite::VERSION_KEY).is_some() && conv.kernel_name.contains("jmd_") {
+    if model.metadata(VERSION_KEY).is_some() && conv.kernel_name.contains("jmd_") {
         return Err(SkipReason::AlreadyFactored);
     }
     Ok(conv)

@@ -13,6 +13,8 @@ pub(crate) struct BatchNorm {
     pub(crate) shift: Vec<f64>,
     /// The value it writes.
     pub(crate) output: String,
+    /// Elements of its parameters that nothing else reads, and that go with it.
+    pub(crate) own_parameters: u64,
 }
 
 impl BatchNorm {
@@ -37,6 +39,15 @@ impl BatchNorm {
         let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
         let shift: Vec<f64> = scale.iter().zip(beta.iter().zip(&mean)).map(|(s, (b, m))| b - m * s).collect();
         let finite = scale.iter().chain(&shift).all(|x| x.is_finite());
-        finite.then(|| Self { node: index, name: label(node), scale, shift, output: node.output[0].clone() })
+        // Exporters store equal parameters once, behind Identity nodes.
+        let own = (1..5).filter(|&i| graph.constant_uses(&node.input[i]) == 1).count();
+        finite.then(|| Self {
+            node: index,
+            name: label(node),
+            scale,
+            shift,
+            output: node.output[0].clone(),
+            own_parameters: (own * channels) as u64,
+        })
     }
 }

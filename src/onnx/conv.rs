@@ -37,6 +37,8 @@ pub struct Conv {
     /// Shares its bytes with the model.
     kernel: TensorProto,
     bias_values: Option<Vec<f64>>,
+    /// Whether nothing else reads the bias.
+    own_bias: bool,
 }
 
 /// Why a convolution is left alone.
@@ -192,9 +194,10 @@ impl Conv {
             node: index,
             input: input.clone(),
             output,
-            bias,
             batch_norm,
             kernel: tensor.clone(),
+            own_bias: bias.as_ref().is_some_and(|b| graph.constant_uses(b) == 1),
+            bias,
             bias_values,
         })
     }
@@ -235,6 +238,13 @@ impl Conv {
         let norm = self.batch_norm.as_ref()?;
         let bias = self.bias_values.clone().unwrap_or_else(|| vec![0.0; self.shape[0]]);
         Some(bias.iter().zip(&norm.scale).zip(&norm.shift).map(|((b, s), t)| s * b + t).collect())
+    }
+
+    /// Stored parameters that folding the batch norm takes away, the new bias counted; negative if it adds some.
+    pub(crate) fn folded_parameters(&self) -> i64 {
+        let Some(norm) = &self.batch_norm else { return 0 };
+        let old_bias = if self.own_bias { self.shape[0] } else { 0 };
+        norm.own_parameters as i64 + old_bias as i64 - self.shape[0] as i64
     }
 
     /// Weights in the kernel.

@@ -14,6 +14,7 @@ mod tensor;
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
 pub(crate) use graph::{Graph, Namer, Use, captures, label};
+pub(crate) use model::VERSION_KEY;
 pub use model::{InputShape, Model};
 pub(crate) use shapes::Resolutions;
 pub(crate) use tensor::{float_initializer, read_floats};

@@ -12,6 +12,9 @@ use std::path::Path;
 const FLOAT_TYPES: [i32; 4] =
     [DataType::Float as i32, DataType::Float16 as i32, DataType::Bfloat16 as i32, DataType::Double as i32];
 
+/// Metadata property of a written model that says which version wrote it.
+pub(crate) const VERSION_KEY: &str = "onnx_jmd.version";
+
 /// An ONNX model whose graph is known to be sound: every tensor is as long as its dimensions say,
 /// every value that is read is produced, and no node feeds itself.
 ///

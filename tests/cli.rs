@@ -1,0 +1,247 @@
+//! The command line as a user meets it: exit codes, files, streams.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::{ConvSpec, ModelBuilder, ResNet, small_resnet};
+use tempfile::TempDir;
+
+struct Scene {
+    folder: TempDir,
+}
+
+impl Scene {
+    /// A folder with `in.onnx` in it.
+    fn new(model: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("in.onnx"), model).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
+    }
+
+    /// Runs and expects an exit code; gives what stderr's last line says.
+    fn fails(&self, arguments: &str, code: i32) -> String {
+        let before = std::fs::read(self.path("in.onnx")).ok();
+        let output = self.run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments}");
+        assert_eq!(std::fs::read(self.path("in.onnx")).ok(), before, "the input was touched");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        stderr.lines().last().unwrap_or_default().to_owned()
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_model_is_compressed_and_the_tables_say_how() {
+    let scene = Scene::new(&small_resnet(3));
+    let output = scene.run("in.onnx out.onnx --ratio 1.5");
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for heading in ["Repeated blocks", "Groups", "Totals", "Verification by tract"] {
+        assert!(text.lines().any(|l| l.starts_with(heading)), "{heading} is missing:\n{text}");
+    }
+    assert!(!text.contains('\u{1b}'), "colour without a terminal");
+    assert!(String::from_utf8(output.stderr).unwrap().contains("verifying"));
+    assert_eq!(scene.files(), ["in.onnx", "out.onnx"]);
+}
+
+#[test]
+fn quiet_prints_nothing_and_json_everything() {
+    let scene = Scene::new(&small_resnet(3));
+    let quiet = scene.run("in.onnx out.onnx --ratio 1.5 --quiet --json report.json");
+    assert!(quiet.status.success() && quiet.stdout.is_empty() && quiet.stderr.is_empty());
+    let written: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(scene.path("report.json")).unwrap()).unwrap();
+    let printed = scene.run("in.onnx out.onnx --ratio 1.5 -q --json -").stdout;
+    assert_eq!(written, serde_json::from_slice::<serde_json::Value>(&printed).unwrap());
+    assert_eq!(written["report_version"], 1);
+    assert!(written["totals"]["parameters"]["ratio"].as_f64().unwrap() >= 1.5);
+    assert!(written["groups"][0]["reconstruction_error"].as_f64().unwrap() > 0.0);
+    assert!(written["verification"]["rewrite_error"].as_f64().unwrap() < 1e-5);
+}
+
+#[test]
+fn the_bytes_do_not_depend_on_the_number_of_threads() {
+    let scene = Scene::new(&small_resnet(4));
+    for scheme in ["separate", "ljsvd", "rjsvd-1", "rjsvd-2", "bi-jsvd"] {
+        let run = |threads: usize| {
+            let arguments =
+                format!("in.onnx {scheme}{threads}.onnx --ratio 2 -q --scheme {scheme} --threads {threads}");
+            assert!(scene.run(&arguments).status.success());
+            std::fs::read(scene.path(&format!("{scheme}{threads}.onnx"))).unwrap()
+        };
+        let one = run(1);
+        assert!(one == run(8) && one == run(1), "{scheme}");
+    }
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let scene = Scene::new(&small_resnet(3));
+    let output = scene.run("in.onnx --ratio 1.5 --dry-run");
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("Plan (errors predicted)"));
+    assert_eq!(scene.files(), ["in.onnx"]);
+}
+
+#[test]
+fn nothing_to_compress_gives_the_input_back_byte_for_byte() {
+    let mut b = ModelBuilder::new(&[1, 3, 4, 4], 1);
+    let y = b.relu("image");
+    let mut model = b.build(&[&y]);
+    // A field written twice is no canonical encoding, and comes back as it was all the same.
+    model.extend_from_slice(&[0x08, 0x08]);
+    let scene = Scene::new(&model);
+    let message = scene.fails("in.onnx out.onnx --ratio 2", 4);
+    assert!(message.contains("no convolutions"), "{message}");
+    assert_eq!(std::fs::read(scene.path("out.onnx")).unwrap(), model);
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_usage_errors() {
+    let scene = Scene::new(&small_resnet(2));
+    for arguments in [
+        "",
+        "in.onnx",
+        "in.onnx out.onnx",
+        "in.onnx out.onnx --ratio x",
+        "in.onnx out.onnx --ratio 1",
+        "in.onnx out.onnx --ratio 0.5",
+        "in.onnx out.onnx --ratio NaN",
+        "in.onnx out.onnx --ratio inf",
+        "in.onnx out.onnx --rank-rate 0",
+        "in.onnx out.onnx --ratio 2 --rank-rate 0.1",
+        "in.onnx out.onnx --ratio 2 --scheme bi-jsvd --split 2",
+        "in.onnx out.onnx --ratio 2 --include (",
+        "in.onnx out.onnx --ratio 2 --threads 0",
+        "in.onnx out.onnx --ratio 1.5 --input-shape image:1,x",
+        "in.onnx out.onnx --ratio 1.5 --input-shape other:1,3,32,32",
+        "in.onnx out.onnx --ratio 1.5 --images missing.npy",
+        "in.onnx out.onnx --ratio 1.5 --images in.onnx",
+        "in.onnx out.onnx --ratio 1.5 --min-snr 3 --no-verify",
+        "in.onnx in.onnx --ratio 2",
+        "in.onnx ./in.onnx --ratio 2",
+    ] {
+        let message = scene.fails(arguments, 2);
+        assert!(!message.is_empty(), "{arguments}");
+    }
+    assert_eq!(scene.files(), ["in.onnx"]);
+}
+
+#[test]
+fn unreadable_input_is_named() {
+    let scene = Scene::new(&small_resnet(2)[..3000]);
+    assert!(scene.fails("missing.onnx out.onnx --ratio 2", 3).contains("missing.onnx"));
+    assert!(scene.fails("in.onnx out.onnx --ratio 2", 3).contains("truncated"));
+    assert!(scene.fails(". out.onnx --ratio 2", 3).contains("cannot read"));
+    std::fs::write(scene.path("in.onnx"), b"").unwrap();
+    assert!(scene.fails("in.onnx out.onnx --ratio 2", 3).contains("empty"));
+    assert_eq!(scene.files(), ["in.onnx"]);
+}
+
+#[test]
+fn a_ratio_out_of_reach_names_the_largest_and_writes_nothing() {
+    let scene = Scene::new(&small_resnet(2));
+    let message = scene.fails("in.onnx out.onnx --ratio 1000", 5);
+    let largest = message.split("--ratio ").nth(1).unwrap().split(' ').next().unwrap();
+    assert_eq!(scene.files(), ["in.onnx"]);
+    assert!(scene.run(&format!("in.onnx out.onnx --ratio {largest} -q")).status.success(), "{message}");
+}
+
+#[test]
+fn a_model_that_tract_cannot_run_is_written_only_without_proof() {
+    let mut b = ResNet { blocks: [2, 0, 0, 0], cifar: true, width: 8, ..ResNet::R18 }.builder();
+    let pooled = b.graph.node.iter_mut().find(|n| n.op_type() == "GlobalAveragePool").unwrap();
+    pooled.op_type = Some("NoSuchOperator".into());
+    let scene = Scene::new(&b.build(&["scores"]));
+    let message = scene.fails("in.onnx out.onnx --ratio 1.5", 7);
+    assert!(message.contains("NoSuchOperator"), "{message}");
+    assert_eq!(scene.files(), ["in.onnx"]);
+    assert!(scene.run("in.onnx out.onnx --ratio 1.5 --no-verify -q").status.success());
+}
+
+#[test]
+fn an_open_input_shape_is_asked_for() {
+    let mut b = ModelBuilder::new(&[0, 8, 0, 0], 3);
+    let mut x = "image".to_owned();
+    for _ in 0..3 {
+        let y = b.conv(&x, &ConvSpec::new(8, 3));
+        x = b.add(&y, &x);
+    }
+    let scene = Scene::new(&b.build(&[&x]));
+    assert!(scene.fails("in.onnx out.onnx --ratio 1.5", 2).contains("--input-shape image:"));
+    assert!(scene.run("in.onnx out.onnx --ratio 1.5 -q --input-shape image:1,8,12,12").status.success());
+}
+
+#[test]
+fn gates_that_are_not_met_write_nothing() {
+    let scene = Scene::new(&small_resnet(3));
+    assert!(scene.fails("in.onnx out.onnx --ratio 2 --min-snr 200", 8).contains("dB"));
+    assert_eq!(scene.files(), ["in.onnx"]);
+    assert!(scene.run("in.onnx out.onnx --ratio 2 -q --min-snr -100 --min-agreement 0").status.success());
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_named() {
+    let scene = Scene::new(&small_resnet(2));
+    std::fs::create_dir(scene.path("folder")).unwrap();
+    for output in ["nowhere/out.onnx", "in.onnx/out.onnx", "folder"] {
+        let message = scene.fails(&format!("in.onnx {output} --ratio 1.5"), 9);
+        assert!(message.contains(output), "{message}");
+    }
+    assert_eq!(scene.files(), ["folder", "in.onnx"]);
+}
+
+#[test]
+fn an_existing_output_is_replaced_whole() {
+    let scene = Scene::new(&small_resnet(2));
+    std::fs::write(scene.path("out.onnx"), vec![7; 1_000_000]).unwrap();
+    assert!(scene.run("in.onnx out.onnx --ratio 1.5 -q").status.success());
+    assert!(onnx_jmd::Model::open(scene.path("out.onnx")).is_ok());
+    assert_eq!(scene.files(), ["in.onnx", "out.onnx"]);
+}
+
+#[test]
+fn the_trained_fixture_keeps_its_accuracy_at_a_small_ratio() {
+    let scene = Scene::new(&std::fs::read(fixture("fashion-resnet.onnx")).unwrap());
+    let images = fixture("fashion-test-images.npy");
+    let labels = fixture("fashion-test-labels.npy");
+    let output = scene.run(&format!("in.onnx out.onnx --ratio 2 --images {images} --labels {labels} -q --json -"));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let score = &report["score"];
+    // Measured once with ONNX Runtime by tools/train_fixture.py.
+    assert_eq!(score["top1_before"].as_f64(), Some(0.9265));
+    assert!(score["top1_after"].as_f64().unwrap() > 0.91, "{score}");
+    let wrong = scene.fails(&format!("in.onnx o.onnx --ratio 2 --images {images} --labels {images}"), 2);
+    assert!(wrong.contains("fashion-test-images.npy"), "{wrong}");
+}
+
+#[test]
+fn help_lists_every_exit_code() {
+    let scene = Scene::new(&[]);
+    let help = String::from_utf8(scene.run("--help").stdout).unwrap();
+    for code in 0..=9 {
+        assert!(help.lines().any(|l| l.trim_start().starts_with(&format!("{code}  "))), "exit code {code}");
+    }
+}
