@@ -74,3 +74,8 @@ pub use report::{
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "verify")]
 pub use verify::{REWRITE_TOLERANCE, VerifyOptions, score, verify};
+
+/// The README's example, compiled.
+#[cfg(all(doctest, feature = "verify"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -238,6 +238,19 @@ fn the_trained_fixture_keeps_its_accuracy_at_a_small_ratio() {
 }
 
 #[test]
+fn the_readme_shows_what_its_first_command_prints() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let command = readme.split("cargo run --release -- ").nth(1).unwrap().split("```").next().unwrap();
+    let scene = Scene::new(&[]);
+    let arguments = command.replace('\\', " ").replace("fixtures/", &fixture(""));
+    let printed = String::from_utf8(scene.run(&arguments).stdout).unwrap();
+    // The last digits of rounding differ between processors.
+    for line in printed.lines().filter(|l| !l.contains("rewrite error") && !l.contains("approximation error")) {
+        assert!(readme.lines().any(|r| r == line), "the README lacks: {line}");
+    }
+}
+
+#[test]
 fn help_lists_every_exit_code() {
     let scene = Scene::new(&[]);
     let help = String::from_utf8(scene.run("--help").stdout).unwrap();
