@@ -75,12 +75,25 @@ pub struct Cli {
     #[arg(long, help_heading = "Which convolutions")]
     allow_more_macs: bool,
 
+    /// Calibrate on these images, a .npy as for --images: errors are then measured by what each layer sees, and layers are
+    /// refitted in turn on what the compressed network gives them; no labels, no training
+    #[arg(long, value_name = "FILE.npy", help_heading = "Calibration")]
+    calib: Option<PathBuf>,
+
+    /// Calibrate on the first N images
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
+    calib_samples: u32,
+
+    /// Do not refit layer by layer
+    #[arg(long, help_heading = "Calibration")]
+    no_repair: bool,
+
     /// Do not run the models; the result is written without proof
     #[arg(long, help_heading = "Verification")]
     no_verify: bool,
 
     /// Seeded random inputs to run
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Verification")]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Verification")]
     verify_inputs: u16,
 
     /// Seed of those inputs
@@ -108,11 +121,11 @@ pub struct Cli {
     labels: Option<PathBuf>,
 
     /// Subtracted from the images, one value or one a channel
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, requires = "images", help_heading = "Accuracy")]
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "Accuracy")]
     mean: Vec<f32>,
 
     /// The images are divided by this, one value or one a channel
-    #[arg(long, value_delimiter = ',', requires = "images", help_heading = "Accuracy")]
+    #[arg(long, value_delimiter = ',', help_heading = "Accuracy")]
     std: Vec<f32>,
 
     /// Write the report as JSON, to standard output with '-'
@@ -138,7 +151,7 @@ Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
 
 Exit codes:
   0  written and verified (or as asked: planned, or written without proof)
-  1  a decomposition did not converge
+  1  a decomposition did not converge, or an internal error
   2  the arguments, images or labels do not fit the model or each other
   3  the input cannot be read as a sound ONNX model
   4  nothing to compress; the output is the input, byte for byte
@@ -228,6 +241,11 @@ impl Cli {
             plan: PlanOptions { scheme, policy, iterations: self.iterations, allow_more_macs: self.allow_more_macs },
             verify: (!self.no_verify).then_some(verify),
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
+            calibration: match &self.calib {
+                Some(path) => Some((Images::open(path, None, &self.mean, &self.std)?, self.calib_samples as usize)),
+                None => None,
+            },
+            repair: !self.no_repair,
             images,
             dry_run: self.dry_run,
         };

@@ -1,5 +1,6 @@
 //! The conductor: one line a stage.
 
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::group::{GroupOptions, find_groups};
 use crate::images::Images;
@@ -20,6 +21,10 @@ pub struct Options {
     pub verify: Option<VerifyOptions>,
     /// Bounds on the approximation, below which the result is refused.
     pub gates: Gates,
+    /// Images to calibrate on, and how many of them; none decomposes the plain weights.
+    pub calibration: Option<(Images, usize)>,
+    /// Refit layer by layer after a calibrated decomposition.
+    pub repair: bool,
     /// Images to classify before and after.
     pub images: Option<Images>,
     /// Stop after the plan.
@@ -34,6 +39,8 @@ impl Default for Options {
             plan: PlanOptions::default(),
             verify: Some(VerifyOptions::default()),
             gates: Gates::default(),
+            calibration: None,
+            repair: true,
             images: None,
             dry_run: false,
         }
@@ -56,6 +63,8 @@ pub struct Compilation {
     pub model: Option<Model>,
     /// The facts.
     pub report: Report,
+    /// Why there was nothing to compress, if so: the model is then the input itself.
+    pub unchanged: Option<String>,
 }
 
 /// Finds groups, plans, decomposes, rewrites, verifies and scores. `progress` hears of each stage.
@@ -63,6 +72,17 @@ pub struct Compilation {
 /// # Errors
 /// Those of [`Plan::build`], [`apply`], [`verify`] and [`score`], and [`Error::Gate`].
 pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Result<Compilation> {
+    options.gates.validate(options)?;
+    let inputs = model.inputs();
+    for name in options.groups.input_shapes.iter().filter_map(|s| s.name.as_ref()) {
+        if inputs.iter().all(|i| i.0 != *name) {
+            let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+            return Err(Error::Options(format!(
+                "--input-shape names '{name}', but the inputs are: {}",
+                known.join(", ")
+            )));
+        }
+    }
     progress("finding repeated convolutions");
     let grouping = find_groups(model, &options.groups)?;
     progress(&format!(
@@ -71,12 +91,29 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
         grouping.groups.len(),
         grouping.skipped.len()
     ));
-    let plan = Plan::build(model, &grouping, &options.plan)?;
+    let shapes = &options.groups.input_shapes;
+    let calibration = options.calibration.as_ref().map(|(images, n)| Calibration::new(model, images, *n, shapes));
+    let calibration = calibration.transpose()?;
+    if calibration.is_some() {
+        progress("measuring what each convolution sees");
+    }
+    let observed = calibration.as_ref().map(|c| c.observe(model, &grouping.convs)).transpose()?;
+    let moments = observed.as_ref().map(|o| o.moments.clone());
+    let plan = match Plan::decide(model, &grouping, &options.plan, moments) {
+        Err(Error::NothingToCompress(reason)) => {
+            let report = Report::untouched(model, &grouping, &options.plan);
+            return Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) });
+        }
+        other => other?,
+    };
     if options.dry_run {
-        return Ok(Compilation { model: None, report: Report::new(model, &grouping, &plan, None) });
+        return Ok(Compilation { model: None, report: Report::new(model, &grouping, &plan, None), unchanged: None });
     }
     progress(&format!("decomposing {} groups", plan.groups.len()));
-    let compiled = apply(model, &plan)?;
+    let mut compiled = apply(model, &plan)?;
+    if let (Some(calibration), Some(observed), true) = (&calibration, &observed, options.repair) {
+        compiled = calibration.repair(model, &plan, observed, compiled, progress)?;
+    }
     let mut report = Report::new(model, &grouping, &plan, Some(&compiled));
     if let Some(how) = &options.verify {
         progress("verifying with tract");
@@ -84,33 +121,54 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
     }
     if let Some(images) = &options.images {
         progress(&format!("classifying {} images, before and after", images.len()));
-        report.score = Some(score(model, &compiled.model, images, &options.groups.input_shapes)?);
+        report.score = Some(score(model, &compiled.model, images, shapes)?);
     }
     if !model.round_trips() {
         let note = "the input holds fields that this version of the format does not have; they are not in the output";
         report.notes.push(note.into());
     }
+    if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked) {
+        report.notes.push(format!(
+            "the ratio is {:.2}, more than the {asked} asked for: the next larger step of any group would be too large",
+            report.totals.parameters.ratio
+        ));
+    }
     if let Some(change) = report.totals.file_bytes.filter(|c| c.after > c.before) {
         report.notes.push(format!("the file grew by {} bytes of node names", change.after - change.before));
     }
     options.gates.check(&report)?;
-    Ok(Compilation { model: Some(compiled.model), report })
+    Ok(Compilation { model: Some(compiled.model), report, unchanged: None })
 }
 
 impl Gates {
+    /// Refuses, before any work, bounds that make no sense or that nothing will measure.
+    fn validate(&self, options: &Options) -> Result<()> {
+        if self.min_snr.is_some_and(f64::is_nan) {
+            return Err(Error::Options("--min-snr must be a number".into()));
+        }
+        if self.min_agreement.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
+            return Err(Error::Options("--min-agreement must be from 0 to 1".into()));
+        }
+        if self.min_snr.is_some() && options.verify.is_none() {
+            return Err(Error::Options("--min-snr needs verification: leave out --no-verify".into()));
+        }
+        if self.min_agreement.is_some() && options.verify.is_none() && options.images.is_none() {
+            return Err(Error::Options("--min-agreement needs verification or --images".into()));
+        }
+        Ok(())
+    }
+
     fn check(&self, report: &Report) -> Result<()> {
         let approximation = report.verification.as_ref().map(|v| v.approximation);
         if let Some(least) = self.min_snr {
-            let missing = || Error::Options("--min-snr needs verification: leave out --no-verify".into());
-            let snr = approximation.ok_or_else(missing)?.snr_db.unwrap_or(f64::INFINITY);
-            // A NaN ratio is short of everything.
-            if snr.is_nan() || snr < least {
+            let snr = approximation.map_or(f64::INFINITY, |a| a.snr_db.unwrap_or(f64::INFINITY));
+            if snr < least {
                 return Err(gate("the signal-to-noise ratio", format!("{snr:.2} dB"), format!("{least} dB")));
             }
         }
         if let Some(least) = self.min_agreement {
             let noise = || approximation.and_then(|a| a.agreement);
-            let missing = || Error::Options("--min-agreement needs a classifier, and --images or verification".into());
+            let missing = || Error::Options("--min-agreement needs a model whose first output is class scores".into());
             let share = report.score.map(|s| s.agreement).or_else(noise).ok_or_else(missing)?;
             if share < least {
                 return Err(gate("the top-1 agreement", format!("{share:.4}"), format!("{least}")));

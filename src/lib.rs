@@ -9,7 +9,7 @@
 //!                            Model, reference, Model' ─▶ verify ─▶ report ◀──────────────────────┘─▶ out.onnx
 //! ```
 //! Data flows one way: a stage is a function from values to a value, and a refusal is data that names its node.
-//! `onnx` holds all protobuf and no mathematics, [`factor`] all mathematics and no ONNX.
+//! `onnx` reads and checks the file, [`factor`] holds the mathematics of the decomposition and knows no ONNX.
 //!
 //! The method is that of Chen, Zhou, Sun and Huang, *Joint Matrix Decomposition for Deep Convolutional Neural Networks
 //! Compression* (arXiv 2107.04386).
@@ -51,6 +51,8 @@ mod rewrite;
 mod report;
 
 #[cfg(feature = "verify")]
+mod calibrate;
+#[cfg(feature = "verify")]
 mod compile;
 #[cfg(feature = "verify")]
 mod images;
@@ -66,7 +68,7 @@ pub use factor::Scheme;
 pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, find_groups};
 #[cfg(feature = "verify")]
 pub use images::Images;
-pub use onnx::{Conv, InputShape, Model, SkipReason};
+pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
 pub use plan::{GroupPlan, Kept, Plan, PlanOptions, RankPolicy};
 pub use report::{
     Approximation, BlockRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score, Totals, Verification,

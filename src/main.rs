@@ -6,7 +6,7 @@ mod cli;
 
 use clap::Parser;
 use cli::{Cli, Paths};
-use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile};
+use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile, write_whole};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,18 +20,21 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            eprintln!("onnx-jmd: {error}");
+            say(&format!("onnx-jmd: {error}"));
             ExitCode::from(error.exit_code())
         }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            eprintln!(
-                "onnx-jmd: internal error ({}), nothing was written: please report it",
-                text.unwrap_or("unknown")
-            );
+            let text = text.unwrap_or("unknown");
+            say(&format!("onnx-jmd: internal error ({text}), nothing was written: please report it"));
             ExitCode::from(1)
         }
     }
+}
+
+/// A line on standard error; if that is closed or full there is nobody to tell.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn run(paths: &Paths, options: &Options) -> Result<()> {
@@ -42,27 +45,28 @@ fn run(paths: &Paths, options: &Options) -> Result<()> {
     let start = Instant::now();
     let progress = |stage: &str| {
         if !paths.quiet {
-            eprintln!("[{:6.1} s] {stage}", start.elapsed().as_secs_f64());
+            say(&format!("[{:6.1} s] {stage}", start.elapsed().as_secs_f64()));
         }
     };
-    if let Some(output) = &paths.output {
-        check_output(&paths.input, output)?;
+    let json = paths.json.as_ref().filter(|p| p.as_os_str() != "-");
+    for target in paths.output.iter().chain(json) {
+        check_output(&paths.input, target)?;
+    }
+    if json.is_some() && json == paths.output.as_ref() {
+        return Err(Error::Options("--json names the output model: name another file".into()));
     }
     progress(&format!("reading {}", paths.input.display()));
     let model = Model::open(&paths.input)?;
-    let compilation = match compile(&model, options, &progress) {
-        Err(nothing @ Error::NothingToCompress(_)) => {
-            // A build step that asks for a file gets one: the input, byte for byte.
-            if let Some(output) = &paths.output {
-                model.save(output)?;
-            }
-            return Err(nothing);
-        }
-        other => other?,
-    };
+    let compilation = compile(&model, options, &progress)?;
+    // A build step that asks for a file gets one, even if it is the input, byte for byte.
     write(paths, &compilation)?;
-    progress("done");
-    Ok(())
+    match compilation.unchanged {
+        Some(reason) => Err(Error::NothingToCompress(reason)),
+        None => {
+            progress("done");
+            Ok(())
+        }
+    }
 }
 
 fn write(paths: &Paths, compilation: &Compilation) -> Result<()> {
@@ -81,7 +85,7 @@ fn write(paths: &Paths, compilation: &Compilation) -> Result<()> {
         }
         json => {
             if let Some(path) = json {
-                std::fs::write(path, compilation.report.to_json()).map_err(failed(path))?;
+                write_whole(path, compilation.report.to_json().as_bytes())?;
             }
             if paths.quiet { Ok(()) } else { print(&compilation.report).map_err(failed(stdout)) }
         }

@@ -1,13 +1,14 @@
 //! What is to be done, decided and priced, with nothing done yet.
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Analysis, ChainForm, Kernels, Scheme};
+use crate::factor::{self, Analysis, ChainForm, Kernels, Moment, Scheme};
 use crate::group::{Group, Grouping};
 use crate::onnx::{Conv, Model};
 use crate::ranks::{Curve, allocate};
 use ndarray::{CowArray, Ix4};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How ranks are chosen.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -33,9 +34,9 @@ pub struct PlanOptions {
 }
 
 impl Default for PlanOptions {
-    /// [`Scheme::Separate`] at ratio 2, thirty turns (the paper's K), never more multiply-accumulates.
+    /// [`Scheme::LeftShared`] at ratio 2, thirty turns (the paper's K), never more multiply-accumulates.
     fn default() -> Self {
-        Self { scheme: Scheme::Separate, policy: RankPolicy::Ratio(2.0), iterations: 30, allow_more_macs: false }
+        Self { scheme: Scheme::LeftShared, policy: RankPolicy::Ratio(2.0), iterations: 30, allow_more_macs: false }
     }
 }
 
@@ -85,6 +86,8 @@ pub struct Plan {
     pub parameters_before: u64,
     /// Floating-point parameters after, as far as the plan can tell.
     pub parameters_after: u64,
+    /// What each convolution sees, if that was measured: then errors are measured in that norm.
+    pub(crate) moments: Option<Arc<[Moment]>>,
 }
 
 /// Members of a group that are decomposed together, before ranks are chosen.
@@ -101,11 +104,21 @@ struct Unit<'g> {
 }
 
 impl<'g> Unit<'g> {
-    fn new(group: &'g Group, members: Vec<usize>, scheme: Scheme, convs: &[Conv], options: &PlanOptions) -> Self {
+    fn new(
+        group: &'g Group,
+        members: Vec<usize>,
+        scheme: Scheme,
+        convs: &[Conv],
+        options: &PlanOptions,
+        calibrated: bool,
+    ) -> Self {
         let chains = scheme.chains();
         let shapes: Vec<_> = members.iter().map(|&m| convs[m].shape).collect();
         let whole = members.iter().map(|&m| convs[m].weights()).sum();
-        let folded = members.iter().map(|&m| convs[m].folded_parameters()).sum();
+        // Calibration absorbs the mean of the error in the bias, and so gives one to a convolution that has none.
+        let added =
+            |c: &Conv| if calibrated && c.bias.is_none() && c.batch_norm.is_none() { c.shape[0] as i64 } else { 0 };
+        let folded = members.iter().map(|&m| convs[m].folded_parameters() - added(&convs[m])).sum();
         let mut unit = Self { group, members, scheme, chains, shapes, whole, folded, max_rank: 0 };
         let pays = |rank: usize| {
             unit.cost(rank) < whole
@@ -144,8 +157,9 @@ impl<'g> Unit<'g> {
     fn macs_fit(&self, rank: usize, convs: &[Conv]) -> bool {
         let ranks = self.scheme.ranks(rank);
         self.members.iter().map(|&m| &convs[m]).all(|conv| {
-            // Both sides grow with the output's size, so one pixel decides.
-            factor::macs(&self.chains, &ranks, conv.shape, conv.strides, [1, 1]) <= conv.weights()
+            let (input, output) = conv.extents();
+            let before = conv.macs(output);
+            factor::macs(&self.chains, &ranks, conv.shape, input, output) <= before
         })
     }
 
@@ -159,17 +173,27 @@ impl<'g> Unit<'g> {
 
     /// Leaves out ranks that more than `spare` parameters beyond the least would be needed for.
     fn limit(&mut self, spare: u64) {
-        let affordable = (self.least() + spare).saturating_add_signed(self.folded);
-        let per_rank = self.parameters(self.scheme.least_rank() + 1) - self.parameters(self.scheme.least_rank());
-        // Two chains share the ranks unevenly, so one more than the division says may still fit.
-        let most = usize::try_from(affordable / per_rank.max(1)).unwrap_or(usize::MAX).saturating_add(2);
-        self.max_rank = self.max_rank.min(most.max(self.scheme.least_rank()));
+        let affordable = self.least() + spare;
+        let ranks = self.scheme.least_rank()..self.max_rank + 1;
+        // Cost grows with the rank.
+        let (mut low, mut high) = (ranks.start, ranks.end);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if self.cost(middle) <= affordable { low = middle } else { high = middle }
+        }
+        self.max_rank = low;
     }
 
-    fn analyse(&self, convs: &[Conv]) -> Result<Analysis> {
+    fn analyse(&self, convs: &[Conv], moments: Option<&[Moment]>) -> Result<Analysis> {
         let kernels = Members { convs, members: &self.members };
-        factor::analyse(&self.chains, &kernels, self.max_rank)
-            .map_err(|reason| Error::Numerical { what: self.group.name.clone(), reason })
+        let analysis = match moments {
+            None => factor::analyse(&self.chains, &kernels, self.max_rank),
+            Some(moments) => {
+                let moments: Vec<&Moment> = self.members.iter().map(|&m| &moments[m]).collect();
+                factor::analyse_calibrated(&self.chains, &kernels, &moments, self.max_rank)
+            }
+        };
+        analysis.map_err(|reason| Error::Numerical { what: self.group.name.clone(), reason })
     }
 
     /// Relative squared error at a rank.
@@ -226,7 +250,7 @@ impl Kernels for Members<'_> {
 }
 
 /// Splits every group into what the scheme can decompose together.
-fn units<'g>(grouping: &'g Grouping, options: &PlanOptions) -> Vec<Unit<'g>> {
+fn units<'g>(grouping: &'g Grouping, options: &PlanOptions, calibrated: bool) -> Vec<Unit<'g>> {
     let convs = &grouping.convs;
     let mut units = Vec::new();
     for group in &grouping.groups {
@@ -243,7 +267,7 @@ fn units<'g>(grouping: &'g Grouping, options: &PlanOptions) -> Vec<Unit<'g>> {
         parts.sort();
         for members in parts {
             let scheme = if members.len() == 1 { Scheme::Separate } else { options.scheme };
-            units.push(Unit::new(group, members, scheme, convs, options));
+            units.push(Unit::new(group, members, scheme, convs, options, calibrated));
         }
     }
     units
@@ -256,10 +280,21 @@ impl Plan {
     /// [`Error::Options`] for a ratio or rate that makes no sense, [`Error::NothingToCompress`],
     /// [`Error::Unreachable`] (both before any decomposition), [`Error::NotFinite`] or [`Error::Numerical`].
     pub fn build(model: &Model, grouping: &Grouping, options: &PlanOptions) -> Result<Self> {
+        Self::decide(model, grouping, options, None)
+    }
+
+    /// The same, with errors measured by what each convolution of `grouping` sees.
+    pub(crate) fn decide(
+        model: &Model,
+        grouping: &Grouping,
+        options: &PlanOptions,
+        moments: Option<Arc<[Moment]>>,
+    ) -> Result<Self> {
         check(options)?;
         let convs = &grouping.convs;
         let mut kept = Vec::new();
-        let (mut units, idle): (Vec<_>, Vec<_>) = units(grouping, options).into_iter().partition(Unit::pays);
+        let (mut units, idle): (Vec<_>, Vec<_>) =
+            units(grouping, options, moments.is_some()).into_iter().partition(Unit::pays);
         for member in idle.iter().flat_map(|u| &u.members) {
             kept.push(Kept {
                 name: convs[*member].name.clone(),
@@ -292,7 +327,7 @@ impl Plan {
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
         let analyses: Vec<(usize, Result<Analysis>)> =
-            order.par_iter().with_max_len(1).map(|&u| (u, units[u].analyse(convs))).collect();
+            order.par_iter().with_max_len(1).map(|&u| (u, units[u].analyse(convs, moments.as_deref()))).collect();
         let mut analyses: BTreeMap<usize, Result<Analysis>> = analyses.into_iter().collect();
         let analyses = (0..units.len()).filter_map(|u| analyses.remove(&u)).collect::<Result<Vec<_>>>()?;
 
@@ -343,6 +378,7 @@ impl Plan {
             kept,
             parameters_before: before,
             parameters_after: after,
+            moments,
         })
     }
 }

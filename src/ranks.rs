@@ -4,7 +4,7 @@
 //! error. The choice walks the lower convex hulls of all curves together, steepest first, which is the optimum of the
 //! Lagrangian `Σ error + λ·Σ parameters`; what the hulls' corners leave of the budget goes to the steps between them. Where
 //! that still leaves much, because the next step of every group is too large, each group in turn is forced to stay whole or
-//! forbidden to, and the best of these choices is taken.
+//! forbidden to, the best of these choices is taken, and some ranks of one group go to another.
 
 use std::ops::RangeInclusive;
 
@@ -100,7 +100,40 @@ pub(crate) fn allocate(curves: &[Curve], budget: u64, slack: u64) -> Option<Vec<
         }
         now = choice;
     }
+    exchange(curves, &mut best, slack);
     Some(best.points)
+}
+
+/// Ranks given back at most by one curve for another to use.
+const GIVEN_BACK: usize = 24;
+
+/// While more than `slack` is left over: takes back some steps of one curve where another can use them, together with what is
+/// left, to remove more error.
+fn exchange(curves: &[Curve], choice: &mut Choice, slack: u64) {
+    while choice.unspent > slack {
+        let mut best: Option<(usize, usize, usize, usize, f64)> = None;
+        for (i, giver) in curves.iter().enumerate() {
+            let from = choice.points[i];
+            for lower in from.saturating_sub(GIVEN_BACK)..from {
+                let budget = choice.unspent + giver.cost(from) - giver.cost(lower);
+                let lost = giver.points[lower].1 - giver.points[from].1;
+                for (j, taker) in curves.iter().enumerate().filter(|(j, _)| *j != i) {
+                    let now = choice.points[j];
+                    // Error falls along a curve, so the dearest point within the budget removes most.
+                    let dearest = taker.points.partition_point(|p| p.0 <= taker.cost(now) + budget).saturating_sub(1);
+                    let gain = taker.points[now].1 - taker.points[dearest.max(now)].1 - lost;
+                    if gain > best.map_or(0.0, |b| b.4) {
+                        best = Some((i, lower, j, dearest, gain));
+                    }
+                }
+            }
+        }
+        let Some((i, lower, j, dearest, gain)) = best else { break };
+        choice.unspent += curves[i].cost(choice.points[i]) - curves[i].cost(lower);
+        choice.unspent -= curves[j].cost(dearest) - curves[j].cost(choice.points[j]);
+        (choice.points[i], choice.points[j]) = (lower, dearest);
+        choice.error -= gain;
+    }
 }
 
 /// The walk along the hulls, each curve within the points it is allowed, and then the steps that still fit.

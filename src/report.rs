@@ -2,8 +2,8 @@
 
 use crate::factor;
 use crate::group::Grouping;
-use crate::onnx::Model;
-use crate::plan::{Plan, RankPolicy};
+use crate::onnx::{Conv, Model, SkipReason};
+use crate::plan::{Kept, Plan, PlanOptions, RankPolicy};
 use crate::rewrite::{Compiled, shares};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -97,7 +97,8 @@ pub struct Change {
 
 impl Change {
     fn new(before: u64, after: u64) -> Self {
-        Self { before, after, ratio: before as f64 / after.max(1) as f64 }
+        let ratio = if before == after { 1.0 } else { before as f64 / after.max(1) as f64 };
+        Self { before, after, ratio }
     }
 }
 
@@ -161,6 +162,9 @@ pub struct Score {
     pub top1_after: Option<f64>,
 }
 
+/// Multiply-accumulates of a convolution, by its input's and output's sizes.
+type Macs<'f> = dyn Fn(&Conv, [usize; 2], [usize; 2]) -> u64 + 'f;
+
 impl Report {
     /// Collects what a plan, and what was made from it, says. Without `compiled` it is a dry run.
     #[must_use]
@@ -169,8 +173,10 @@ impl Report {
         for (index, group) in plan.groups.iter().enumerate() {
             let convs = || group.members.iter().map(|&m| &plan.convs[m]);
             let chains = group.scheme.chains();
-            let macs = |f: &dyn Fn(&crate::Conv, [usize; 2]) -> u64| {
-                convs().map(|c| Some(f(c, [c.output_extent[0]?, c.output_extent[1]?]))).sum::<Option<u64>>()
+            let macs = |f: &Macs<'_>| {
+                let known = |e: [Option<usize>; 2]| Some([e[0]?, e[1]?]);
+                let each = convs().map(|c| Some(f(c, known(c.input_extent)?, known(c.output_extent)?)));
+                each.sum::<Option<u64>>()
             };
             groups.push(GroupRow {
                 group: group.group.clone(),
@@ -182,19 +188,20 @@ impl Report {
                 ranks: group.ranks.clone(),
                 parameters_before: group.parameters_before,
                 parameters_after: group.parameters_after,
-                macs_before: macs(&|c, [h, w]| c.weights() * (h * w) as u64),
-                macs_after: macs(&|c, size| factor::macs(&chains, &group.ranks, c.shape, c.strides, size)),
+                macs_before: macs(&|c, _, output| c.macs(output)),
+                macs_after: macs(&|c, input, output| factor::macs(&chains, &group.ranks, c.shape, input, output)),
                 predicted_error: group.predicted_error,
                 reconstruction_error: compiled.map(|c| c.errors[index]),
             });
         }
-        let whole: Option<u64> = grouping.convs.iter().map(|c| Some(c.weights() * pixels(c.output_extent)?)).sum();
+        let whole: Option<u64> =
+            grouping.convs.iter().map(|c| Some(c.macs([c.output_extent[0]?, c.output_extent[1]?]))).sum();
         let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
         let removed: Option<u64> = groups.iter().map(|g| g.macs_before).sum();
         let added: Option<u64> = groups.iter().map(|g| g.macs_after).sum();
         let macs = || {
             let before = whole? + skipped?;
-            Some(Change::new(before, before - removed? + added?))
+            Some(Change::new(before, before.saturating_sub(removed?).saturating_add(added?)))
         };
         let skipped = grouping.skipped.iter().map(|s| LeftRow { name: s.name.clone(), reason: s.reason.to_string() });
         let kept = plan.kept.iter().map(|k| LeftRow { name: k.name.clone(), reason: k.reason.clone() });
@@ -225,6 +232,24 @@ impl Report {
             score: None,
             notes: Vec::new(),
         }
+    }
+
+    /// What is known of a model in which there is nothing to compress.
+    #[must_use]
+    pub fn untouched(model: &Model, grouping: &Grouping, options: &PlanOptions) -> Self {
+        let kept =
+            grouping.convs.iter().map(|c| Kept { name: c.name.clone(), reason: SkipReason::NeverPays.to_string() });
+        let parameters = model.parameters();
+        let plan = Plan {
+            options: *options,
+            convs: grouping.convs.clone(),
+            groups: Vec::new(),
+            kept: kept.collect(),
+            parameters_before: parameters,
+            parameters_after: parameters,
+            moments: None,
+        };
+        Self::new(model, grouping, &plan, None)
     }
 
     /// The report as JSON, ending in a newline.
@@ -271,10 +296,6 @@ impl Report {
         }
         table
     }
-}
-
-fn pixels(extent: [Option<usize>; 2]) -> Option<u64> {
-    Some((extent[0]? * extent[1]?) as u64)
 }
 
 fn table(header: &[&str]) -> Table {
@@ -358,11 +379,13 @@ impl fmt::Display for Report {
             }
             writeln!(f)?;
         }
-        writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
-        writeln!(f, "{}\n", self.group_table().trim_fmt())?;
+        if !self.groups.is_empty() {
+            writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
+            writeln!(f, "{}\n", self.group_table().trim_fmt())?;
+        }
         writeln!(f, "Totals\n{}", self.totals_table().trim_fmt())?;
         if self.totals.macs.is_none() {
-            writeln!(f, "  multiply-accumulates unknown: give --input-shape")?;
+            writeln!(f, "  multiply-accumulates unknown, as the size of some convolution is (--input-shape may help)")?;
         }
         if !self.left_alone.is_empty() {
             writeln!(f, "\nLeft alone")?;

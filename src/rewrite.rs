@@ -8,16 +8,16 @@
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Chain, Factor, Factors, Ownership};
+use crate::factor::{self, Chain, Factor, Factors, Moment, Ownership};
 use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Conv, Model, Namer, VERSION_KEY, float_initializer};
+use crate::onnx::{Conv, Model, Namer, VERSION_KEY, float_initializer, is_standard};
 use crate::plan::{GroupPlan, Members, Plan, RankPolicy};
 use ndarray::Array4;
 use rayon::prelude::*;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A compressed model and what it is made of.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct Compiled {
     pub factors: Vec<Factors>,
     /// Relative reconstruction error `‖W − Ŵ‖ / ‖W‖` of each group, of the factors as written.
     pub errors: Vec<f64>,
+    /// Biases that replace the original ones, by position in [`Plan::convs`].
+    pub(crate) biases: BTreeMap<usize, Vec<f32>>,
 }
 
 /// What replaces one convolution.
@@ -43,7 +45,19 @@ struct Patch {
 /// [`Error::NotFinite`] or [`Error::Numerical`]; a plan for another model gives [`Error::Options`].
 pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
     let solved = plan.groups.par_iter().with_max_len(1).map(|group| solve(plan, group)).collect::<Result<Vec<_>>>()?;
-    let (factors, errors): (Vec<Factors>, Vec<f64>) = solved.into_iter().unzip();
+    let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
+    assemble(model, plan, factors, biases.into_iter().flatten().collect())
+}
+
+/// The model that given factors and biases make.
+pub(crate) fn assemble(
+    model: &Model,
+    plan: &Plan,
+    factors: Vec<Factors>,
+    biases: BTreeMap<usize, Vec<f32>>,
+) -> Result<Compiled> {
+    let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
+    let errors = errors.collect();
     let mut proto = model.proto().clone();
     let ir_version = proto.ir_version();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
@@ -63,42 +77,87 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
                     conv.name
                 )));
             }
-            patches.insert(conv.node, patch(&graph.node[conv.node], conv, factors, at, &shared, &mut namer));
+            patches.insert(
+                conv.node,
+                patch(&graph.node[conv.node], conv, biases.get(&member), factors, at, &shared, &mut namer),
+            );
         }
     }
     install(graph, plan, patches, ir_version);
     describe(&mut proto, plan);
-    Ok(Compiled { model: Model::from_proto(proto), factors, errors })
+    Ok(Compiled { model: Model::from_proto(proto), factors, errors, biases })
 }
 
-/// The original graph with each decomposed kernel set to what its factors multiply out to, batch norms left in place:
-/// what the rewritten graph must agree with to rounding, at any rank.
+/// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the
+/// rewritten graph must agree with to rounding, at any rank.
 ///
 /// # Errors
 /// [`Error::Options`] if the parts do not belong together.
 pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
+    let before = graph.clone();
     let mut namer = Namer::new(graph);
+    let mut gone = HashSet::new();
     for (group, factors) in plan.groups.iter().zip(&compiled.factors) {
         for (at, &member) in group.members.iter().enumerate() {
             let conv = &plan.convs[member];
-            let kernel = conv.unfolded(factors.reconstruct(at));
+            let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
+            let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
             let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
+            let kernel = factors.reconstruct(at);
             graph.initializer.push(float_initializer(name.clone(), &conv.shape, kernel.iter().map(|&x| x as f32)));
-            let input = graph.node.get_mut(conv.node).and_then(|n| n.input.get_mut(1));
-            *input.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))? = name;
+            node.input[1] = name;
+            if let Some(bias) = new_bias(conv, compiled.biases.get(&member)) {
+                let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
+                graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
+                node.input.truncate(2);
+                node.input.push(name);
+            }
+            node.output[0].clone_from(&conv.output);
+            gone.extend(conv.batch_norm.as_ref().map(|b| b.node));
         }
     }
-    drop_unused(graph, model.proto());
+    let mut index = 0..;
+    graph.node.retain(|_| index.next().is_none_or(|i| !gone.contains(&i)));
+    drop_unread(graph, &before);
     Ok(Model::from_proto(proto))
 }
 
-fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, f64)> {
+/// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.
+fn new_bias(conv: &Conv, given: Option<&Vec<f32>>) -> Option<Vec<f32>> {
+    let folded = || Some(conv.folded_bias()?.into_iter().map(|x| x as f32).collect());
+    given.cloned().or_else(folded)
+}
+
+/// Factors of a group and, if it was calibrated, the biases of its members.
+fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.scheme.chains();
-    let factors = factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis)
-        .map_err(|reason| Error::Numerical { what: group.group.clone(), reason })?;
+    let failed = |reason: String| Error::Numerical { what: group.group.clone(), reason };
+    let Some(moments) = &plan.moments else {
+        let factors = factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis);
+        let factors = factors.map_err(failed)?;
+        let fits = factors.is_finite();
+        return if fits { Ok((factors, BTreeMap::new())) } else { Err(failed("its factors exceed float32".into())) };
+    };
+    let seen: Vec<&Moment> = group.members.iter().map(|&m| &moments[m]).collect();
+    let (factors, _) = factor::factorize_calibrated(&chains, &kernels, &seen, &group.ranks, SWEEPS, &group.analysis)
+        .map_err(failed)?;
+    let mut biases = BTreeMap::new();
+    for (at, &member) in group.members.iter().enumerate() {
+        let conv = &plan.convs[member];
+        if let Some(bias) = conv.effective_bias() {
+            // b + (W − Ŵ)ᵀ·E[x]
+            let lost = conv.kernel() - factors.reconstruct(at);
+            let shift = factor::respond(&lost, &moments[member].mean());
+            biases.insert(member, bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect());
+        }
+    }
+    Ok((factors, biases))
+}
+
+fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {
     let squared = |kernel: &Array4<f64>| kernel.iter().map(|x| x * x).sum::<f64>();
     let (mut lost, mut all) = (0.0, 0.0);
     for (at, &member) in group.members.iter().enumerate() {
@@ -107,8 +166,11 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, f64)> {
         kernel -= &factors.reconstruct(at);
         lost += squared(&kernel);
     }
-    Ok((factors, if all > 0.0 { (lost / all).sqrt() } else { 0.0 }))
+    if all > 0.0 { (lost / all).sqrt() } else { 0.0 }
 }
+
+/// Turns between the two halves of a calibrated chain.
+const SWEEPS: usize = 6;
 
 /// Places within a chain, for names.
 const PLACES: [&str; 3] = ["first", "second", "third"];
@@ -144,19 +206,19 @@ fn shared_names(
 fn patch(
     node: &NodeProto,
     conv: &Conv,
+    given: Option<&Vec<f32>>,
     factors: &Factors,
     member: usize,
     shared: &HashMap<(usize, usize), String>,
     namer: &mut Namer,
 ) -> Patch {
     let mut patch = Patch { nodes: Vec::new(), initializers: Vec::new() };
-    let folded = conv.folded_bias().map(|values| {
+    let own = new_bias(conv, given).map(|values| {
         let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
-        let values = values.into_iter().map(|x| x as f32);
-        patch.initializers.push(float_initializer(name.clone(), &[conv.shape[0]], values));
+        patch.initializers.push(float_initializer(name.clone(), &[conv.shape[0]], values.into_iter()));
         name
     });
-    let bias = folded.or_else(|| conv.bias.clone());
+    let bias = own.or_else(|| conv.bias.clone());
     let mut sums = Vec::new();
     for (c, chain) in factors.chains.iter().enumerate() {
         let mut value = conv.input.clone();
@@ -216,6 +278,11 @@ fn patch(
             total = output;
         }
     }
+    // What was written about the convolution stays with the node that gives its result.
+    if let Some(last) = patch.nodes.last_mut() {
+        last.doc_string.clone_from(&node.doc_string);
+        last.metadata_props.clone_from(&node.metadata_props);
+    }
     patch
 }
 
@@ -232,7 +299,7 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
         carrier == factor
     };
     let pick = |values: [usize; 2], otherwise: usize| [0, 1].map(|a| if carries(a) { values[a] } else { otherwise });
-    let [top, left, bottom, right] = conv.pads;
+    let [top, left, bottom, right] = conv.pads.unwrap_or_default();
     let begin = pick([top, left], 0);
     let end = pick([bottom, right], 0);
     let ints = |name: &str, values: &[usize]| AttributeProto {
@@ -241,10 +308,20 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
         ints: values.iter().map(|&v| v as i64).collect(),
         ..AttributeProto::default()
     };
+    let padding = match &conv.auto_pad {
+        // Each axis is resolved by the factor that slides over it; along an axis of extent one nothing is padded.
+        Some(mode) => AttributeProto {
+            name: Some("auto_pad".into()),
+            r#type: Some(AttributeType::String as i32),
+            s: Some(mode.as_bytes().to_vec()),
+            ..AttributeProto::default()
+        },
+        None => ints("pads", &[begin[0], begin[1], end[0], end[1]]),
+    };
     vec![
         ints("dilations", &pick(conv.dilations, 1)),
         ints("kernel_shape", &[extent(factor, 0), extent(factor, 1)]),
-        ints("pads", &[begin[0], begin[1], end[0], end[1]]),
+        padding,
         ints("strides", &pick(conv.strides, 1)),
     ]
 }
@@ -279,27 +356,39 @@ fn install(graph: &mut GraphProto, plan: &Plan, mut patches: HashMap<usize, Patc
     drop_unread(graph, &before);
 }
 
-/// For a model whose rewriting only renamed inputs.
-fn drop_unused(graph: &mut GraphProto, before: &ModelProto) {
-    if let Some(before) = &before.graph {
-        drop_unread(graph, before);
-    }
-}
-
 /// Removes what `before` read and nothing reads now: initializers (as inputs too, where listed), constants and identities,
 /// and descriptions of values that are gone. What nothing read before either is not ours to remove.
 fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
     let was_read = read_names(before);
-    loop {
-        let read = read_names(graph);
-        let idle = |name: &str| was_read.contains(name) && !read.contains(name);
-        let count = graph.node.len() + graph.initializer.len();
-        graph.initializer.retain(|t| !idle(t.name()));
-        graph.node.retain(|n| !matches!(n.op_type(), "Constant" | "Identity") || !n.output.iter().all(|o| idle(o)));
-        if count == graph.node.len() + graph.initializer.len() {
-            break;
+    let mut readings = read_names(graph);
+    let made: HashMap<String, usize> = graph
+        .node
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| is_standard(n) && matches!(n.op_type(), "Constant" | "Identity"))
+        .flat_map(|(i, n)| n.output.iter().map(move |o| (o.clone(), i)))
+        .collect();
+    let mut idle: Vec<String> = was_read.keys().filter(|n| !readings.contains_key(*n)).cloned().collect();
+    let mut dead = HashSet::new();
+    while let Some(name) = idle.pop() {
+        let Some(&index) = made.get(&name) else { continue };
+        let node = &graph.node[index];
+        if node.output.iter().any(|o| readings.contains_key(o)) || !dead.insert(index) {
+            continue;
+        }
+        for input in &node.input {
+            if let Some(count) = readings.get_mut(input) {
+                *count -= 1;
+                if *count == 0 {
+                    readings.remove(input);
+                    idle.push(input.clone());
+                }
+            }
         }
     }
+    let mut index = 0..;
+    graph.node.retain(|_| index.next().is_none_or(|i| !dead.contains(&i)));
+    graph.initializer.retain(|t| !was_read.contains_key(t.name()) || readings.contains_key(t.name()));
     let kept: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
     let gone: HashSet<&str> = before.initializer.iter().map(|t| t.name()).filter(|n| !kept.contains(n)).collect();
     graph.input.retain(|i| !gone.contains(i.name()));
@@ -310,14 +399,15 @@ fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
     graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
 }
 
-/// Every value that a node, a subgraph or the graph's output reads.
-fn read_names(graph: &GraphProto) -> HashSet<String> {
-    let outputs = graph.output.iter().map(|o| o.name().to_owned());
-    let nodes = graph
-        .node
-        .iter()
-        .flat_map(|n| n.input.iter().cloned().chain(crate::onnx::captures(n).into_iter().map(str::to_owned)));
-    outputs.chain(nodes).collect()
+/// How often each value is read by a node, a subgraph or the graph's output.
+fn read_names(graph: &GraphProto) -> HashMap<String, usize> {
+    let outputs = graph.output.iter().map(|o| o.name());
+    let nodes = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str).chain(crate::onnx::captures(n)));
+    let mut readings = HashMap::new();
+    for name in outputs.chain(nodes) {
+        *readings.entry(name.to_owned()).or_default() += 1;
+    }
+    readings
 }
 
 fn tensor_input(tensor: &TensorProto) -> ValueInfoProto {

@@ -40,13 +40,9 @@ pub(crate) struct Input {
 /// have to be given by the user.
 ///
 /// # Errors
-/// [`Error::Options`] naming the input whose shape is open, or a shape given for no input.
+/// [`Error::Options`] naming the input whose shape is open, or too large to run.
 pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>> {
     let inputs = model.inputs();
-    if let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(|n| inputs.iter().all(|i| i.0 != **n)) {
-        let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-        return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {}", known.join(", "))));
-    }
     let given = |name: &str| {
         let by_name = shapes.iter().find(|s| s.name.as_deref() == Some(name));
         by_name.or_else(|| shapes.iter().find(|s| s.name.is_none() && inputs.len() == 1))
@@ -62,15 +58,27 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
             (_, None) => None,
         });
         let dims: Option<Vec<usize>> = known.collect();
-        let dims = dims.filter(|d| !d.is_empty()).ok_or_else(|| {
+        let dims = dims.ok_or_else(|| {
             Error::Options(format!(
                 "input '{name}' has an open shape: give --input-shape {name}:1,3,224,224 (its own numbers)"
             ))
         })?;
         Ok(Input { dims, datum_type })
     });
-    fixed.collect()
+    let fixed: Vec<Input> = fixed.collect::<Result<_>>()?;
+    for (input, (name, ..)) in fixed.iter().zip(&inputs) {
+        let elements = input.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        if elements.is_none_or(|n| n > LARGEST_INPUT) {
+            let reason =
+                format!("input '{name}' of shape {:?} is too large to run: give a smaller --input-shape", input.dims);
+            return Err(Error::Options(reason));
+        }
+    }
+    Ok(fixed)
 }
+
+/// Elements of the largest input that is run: a gigabyte of f32.
+const LARGEST_INPUT: usize = 1 << 28;
 
 impl Runner {
     /// Loads and optimises a model for the given inputs. `what` names it in errors.
@@ -93,7 +101,7 @@ impl Runner {
         Ok(Self { plan, types, what })
     }
 
-    /// The outputs of one run; those that are not numbers are left out.
+    /// The outputs of one run, as f32.
     ///
     /// # Errors
     /// [`Error::Unavailable`] with tract's reason.

@@ -3,8 +3,20 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 12] = [
-    "error", "onnx", "factor", "group", "ranks", "plan", "rewrite", "report", "images", "runtime", "verify", "compile",
+const ORDER: [&str; 13] = [
+    "error",
+    "factor",
+    "onnx",
+    "group",
+    "ranks",
+    "plan",
+    "rewrite",
+    "report",
+    "images",
+    "runtime",
+    "calibrate",
+    "verify",
+    "compile",
 ];
 
 /// Crates and the only files that may use them.

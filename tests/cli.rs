@@ -113,8 +113,11 @@ fn nothing_to_compress_gives_the_input_back_byte_for_byte() {
     // A field written twice is no canonical encoding, and comes back as it was all the same.
     model.extend_from_slice(&[0x08, 0x08]);
     let scene = Scene::new(&model);
-    let message = scene.fails("in.onnx out.onnx --ratio 2", 4);
-    assert!(message.contains("no convolutions"), "{message}");
+    let output = scene.run("in.onnx out.onnx --ratio 2 --json report.json");
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("no convolutions"));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(scene.path("report.json")).unwrap()).unwrap();
+    assert_eq!(report["totals"]["parameters"]["ratio"], 1.0);
     assert_eq!(std::fs::read(scene.path("out.onnx")).unwrap(), model);
 }
 
@@ -140,6 +143,11 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         "in.onnx out.onnx --ratio 1.5 --images missing.npy",
         "in.onnx out.onnx --ratio 1.5 --images in.onnx",
         "in.onnx out.onnx --ratio 1.5 --min-snr 3 --no-verify",
+        "in.onnx out.onnx --ratio 1.5 --min-snr nan",
+        "in.onnx out.onnx --ratio 1.5 --min-agreement 2",
+        "in.onnx out.onnx --ratio 1.5 --input-shape image:1,3,2000000,2000000",
+        "in.onnx out.onnx --ratio 1.5 --json in.onnx",
+        "in.onnx out.onnx --ratio 1.5 --json out.onnx",
         "in.onnx in.onnx --ratio 2",
         "in.onnx ./in.onnx --ratio 2",
     ] {
@@ -199,6 +207,9 @@ fn gates_that_are_not_met_write_nothing() {
     let scene = Scene::new(&small_resnet(3));
     assert!(scene.fails("in.onnx out.onnx --ratio 2 --min-snr 200", 8).contains("dB"));
     assert_eq!(scene.files(), ["in.onnx"]);
+    let message = scene.fails("in.onnx out.onnx --ratio 6 --min-agreement 1 --verify-inputs 40", 8);
+    assert!(message.contains("agreement"), "{message}");
+    assert_eq!(scene.files(), ["in.onnx"]);
     assert!(scene.run("in.onnx out.onnx --ratio 2 -q --min-snr -100 --min-agreement 0").status.success());
 }
 
@@ -243,7 +254,9 @@ fn the_readme_shows_what_its_first_command_prints() {
     let command = readme.split("cargo run --release -- ").nth(1).unwrap().split("```").next().unwrap();
     let scene = Scene::new(&[]);
     let arguments = command.replace('\\', " ").replace("fixtures/", &fixture(""));
-    let printed = String::from_utf8(scene.run(&arguments).stdout).unwrap();
+    let output = scene.run(&arguments);
+    assert!(output.status.success());
+    let printed = String::from_utf8(output.stdout).unwrap();
     // The last digits of rounding differ between processors.
     for line in printed.lines().filter(|l| !l.contains("rewrite error") && !l.contains("approximation error")) {
         assert!(readme.lines().any(|r| r == line), "the README lacks: {line}");

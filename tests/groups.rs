@@ -107,6 +107,32 @@ fn a_silu_is_no_fork() {
 }
 
 #[test]
+fn squeeze_and_excite_blocks_share_and_are_reported_whole() {
+    let mut b = ModelBuilder::new(&[1, 8, 12, 12], 1);
+    let mut x = b.conv("image", &ConvSpec::new(8, 1));
+    for block in 0..3 {
+        let y = b.conv(&x, &ConvSpec::new(8, 3));
+        let y = b.relu(&y);
+        let y = b.conv(&y, &ConvSpec::new(8, 3));
+        let pooled = b.unary("GlobalAveragePool", &y);
+        let gate = b.conv(&pooled, &ConvSpec::new(8, 1));
+        let gate = b.unary("Sigmoid", &gate);
+        let scaled = b.relu(&y);
+        let mul = b.graph.node.last_mut().unwrap();
+        mul.op_type = Some("Mul".into());
+        mul.input = vec![y.clone(), gate];
+        mul.name = Some(format!("scale_{block}"));
+        x = b.add(&scaled, &x);
+    }
+    let found = grouping(b.build(&[&x]));
+    let sizes: Vec<usize> = found.groups.iter().map(|g| g.members.len()).collect();
+    assert_eq!(sizes, [1, 3, 3, 3]);
+    assert_eq!(found.blocks.len(), 1);
+    assert_eq!(found.blocks[0].occurrences.len(), 3);
+    assert!(found.blocks[0].structure.ends_with("Mul, Add"), "{}", found.blocks[0].structure);
+}
+
+#[test]
 fn stages_of_equal_width_are_told_apart_by_their_resolution() {
     let mut b = ModelBuilder::new(&[1, 8, 16, 16], 1);
     let mut x = "image".to_owned();

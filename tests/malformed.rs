@@ -92,6 +92,62 @@ fn a_tensor_that_lies_about_its_size_is_named() {
 }
 
 #[test]
+fn a_tensor_that_stores_its_data_twice_is_refused() {
+    let error = damaged(|m| weight(m).float_data = vec![0.0; 8 * 8 * 9]);
+    assert!(matches!(error, Error::TensorSize { .. }), "{error}");
+}
+
+#[test]
+fn a_name_that_a_subgraph_reads_and_nothing_writes_is_named() {
+    let error = damaged(|m| {
+        let inner = support::proto::NodeProto { input: vec!["nowhere".into()], ..Default::default() };
+        let branch = support::proto::GraphProto { node: vec![inner], ..Default::default() };
+        let attribute = support::proto::AttributeProto { g: Some(branch), ..Default::default() };
+        m.graph.as_mut().unwrap().node[0].attribute.push(attribute);
+    });
+    assert!(matches!(&error, Error::Dangling { value, .. } if value == "nowhere"), "{error}");
+}
+
+#[test]
+fn absurd_sizes_overflow_nothing() {
+    for value in [1i64 << 62, i64::MAX, i64::MIN, 1 << 40] {
+        for name in ["kernel_shape", "strides", "pads", "dilations", "border", "output_padding"] {
+            for op in ["MaxPool", "ConvTranspose", "Crop", "Pad", "Conv"] {
+                let mut model = sound();
+                let graph = model.graph.as_mut().unwrap();
+                let mut attribute = support::ints(name, &[1; 4]);
+                attribute.ints = vec![value; if name == "pads" || name == "border" { 4 } else { 2 }];
+                let relu = graph.node.iter_mut().find(|n| n.op_type() == "Relu").unwrap();
+                relu.op_type = Some(op.into());
+                relu.input.push("layer1.0.conv1.weight".into());
+                relu.attribute = vec![attribute];
+                graph.input[0] = support::value("image", &[1, 3, value, value]);
+                let bytes = model.encode_to_vec();
+                assert!(catch_unwind(|| try_all(bytes)).is_ok(), "{op} {name} {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_chains_and_deep_nests_take_no_time_to_speak_of() {
+    let mut b = ModelBuilder::new(&[1, 8, 4, 4], 1);
+    let mut x = b.conv("image", &ConvSpec::new(8, 3));
+    let mut weight = b.tensor("w", &[8, 8, 3, 3], 1.0);
+    for at in 0..4000 {
+        let next = format!("w{at}");
+        weight = b.node("Identity", &[&weight], &next, vec![]);
+        let skipped = b.relu(&x);
+        x = b.add(&skipped, &x);
+    }
+    let bytes = b.build(&[&x]);
+    let start = std::time::Instant::now();
+    try_all(bytes);
+    // Quadratic work takes minutes here; this bound is no benchmark.
+    assert!(start.elapsed().as_secs() < 60);
+}
+
+#[test]
 fn a_tensor_in_another_file_is_refused() {
     let error = damaged(|m| {
         let weight = weight(m);

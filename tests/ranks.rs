@@ -3,10 +3,10 @@
 mod support;
 
 use onnx_jmd::{
-    Error, GroupOptions, Grouping, Model, Plan, PlanOptions, RankPolicy, Result, Scheme, VerifyOptions, apply,
+    Error, GroupOptions, Grouping, Model, Plan, PlanOptions, RankPolicy, Report, Result, Scheme, VerifyOptions, apply,
     find_groups, verify,
 };
-use support::ResNet;
+use support::{ConvSpec, ModelBuilder, ResNet};
 
 fn grouped(resnet: ResNet) -> (Model, Grouping) {
     let model = Model::from_bytes(resnet.build()).unwrap();
@@ -64,10 +64,50 @@ fn no_group_grows_and_no_convolution_computes_more() {
                 for conv in group.members.iter().map(|&m| &plan.convs[m]) {
                     let chains = group.scheme.chains();
                     let size = [conv.output_extent[0].unwrap(), conv.output_extent[1].unwrap()];
-                    let macs = onnx_jmd::factor::macs(&chains, &group.ranks, conv.shape, conv.strides, size);
-                    assert!(macs <= conv.weights() * (size[0] * size[1]) as u64, "{scheme} {}", conv.name);
+                    let input = [conv.input_extent[0].unwrap(), conv.input_extent[1].unwrap()];
+                    let macs = onnx_jmd::factor::macs(&chains, &group.ranks, conv.shape, input, size);
+                    assert!(macs <= conv.macs(size), "{scheme} {}", conv.name);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn multiply_accumulates_are_those_of_the_written_convolutions() {
+    // Without padding the value between the factors is wider than the output.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 11], 3);
+    let spec = ConvSpec { pads: [0; 4], kernel: [5, 7], ..ConvSpec::new(8, 5) };
+    let y = b.conv("image", &spec);
+    let model = Model::from_bytes(b.build(&[&y])).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    let options = PlanOptions { policy: RankPolicy::Rate(0.3), allow_more_macs: true, ..PlanOptions::default() };
+    let plan = Plan::build(&model, &grouping, &options).unwrap();
+    let rank = plan.groups[0].ranks[0] as u64;
+    let report = Report::new(&model, &grouping, &plan, None);
+    // 5×1 over 8 channels gives 5×11 pixels of r channels, 1×7 over those 5×5 pixels of 8.
+    let expected = rank * (8 * 5 * 5 * 11 + 8 * 7 * 5 * 5);
+    assert_eq!(report.totals.macs.unwrap().after, expected);
+    assert_eq!(report.totals.macs.unwrap().before, 8 * 8 * 5 * 7 * 5 * 5);
+}
+
+#[test]
+fn a_network_of_two_expensive_groups_still_lands_on_its_ratio() {
+    let mut b = ModelBuilder::new(&[1, 64, 6, 6], 3);
+    let mut x = "image".to_owned();
+    for _ in 0..5 {
+        let y = b.conv(&x, &ConvSpec::new(256, 1));
+        let y = b.relu(&y);
+        let y = b.conv(&y, &ConvSpec::new(64, 1));
+        x = b.add(&y, &x);
+    }
+    let model = Model::from_bytes(b.build(&[&x])).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    for scheme in [Scheme::LeftShared, Scheme::RightShared, Scheme::BothShared { split: 0.5 }] {
+        for asked in [1.6, 2.0, 4.0] {
+            let plan = plan(&model, &grouping, scheme, RankPolicy::Ratio(asked)).unwrap();
+            let found = plan.parameters_before as f64 / plan.parameters_after as f64;
+            assert!((asked..=1.01 * asked).contains(&found), "{scheme} at {asked}: {found}");
         }
     }
 }

@@ -99,15 +99,46 @@ fn kernels_read_more_than_once() {
 }
 
 #[test]
-fn same_padding_of_a_strided_convolution_whose_input_is_of_unknown_size() {
+fn same_padding_is_resolved_where_the_size_is_known_and_left_to_the_factors() {
     let mut b = ModelBuilder::new(&[0, 8, 0, 0], 5);
     let y = b.conv("image", &ConvSpec { auto_pad: Some("SAME_UPPER"), ..ConvSpec::new(8, 3).stride(2) });
     let model = b.build_proto(&[&y]);
-    assert_eq!(find(&model, &GroupOptions::default()).skipped[0].reason, SkipReason::AutoPad);
+    assert_eq!(find(&model, &GroupOptions::default()).convs[0].pads, None);
     let known = GroupOptions { input_shapes: vec!["image:1,8,9,10".parse().unwrap()], ..GroupOptions::default() };
     let found = find(&model, &known);
     // 9 → 5 needs 2 more rows, 10 → 5 needs 1 more column, and SAME_UPPER puts the odd one at the end.
-    assert_eq!(found.convs[0].pads, [1, 0, 1, 1]);
+    assert_eq!(found.convs[0].pads, Some([1, 0, 1, 1]));
+    assert_eq!(found.convs[0].auto_pad.as_deref(), Some("SAME_UPPER"));
+}
+
+#[test]
+fn convolutions_in_subgraphs_and_of_other_domains_are_named() {
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let y = b.named_conv("image", "y", &ConvSpec::new(8, 3));
+    let z = b.named_conv(&y, "z", &ConvSpec::new(8, 3));
+    let mut model = b.build_proto(&[&z]);
+    let graph = model.graph.as_mut().unwrap();
+    let mut inner = graph.node[0].clone();
+    inner.name = Some("inside".into());
+    inner.output = vec!["inner".into()];
+    let branch = support::proto::GraphProto { node: vec![inner], ..Default::default() };
+    let attribute =
+        support::proto::AttributeProto { name: Some("then_branch".into()), g: Some(branch), ..Default::default() };
+    graph.node.push(support::proto::NodeProto {
+        op_type: Some("If".into()),
+        name: Some("choice".into()),
+        input: vec!["y".into()],
+        output: vec!["unused".into()],
+        attribute: vec![attribute],
+        ..Default::default()
+    });
+    graph.node[1].domain = Some("com.example".into());
+    let reasons: Vec<SkipReason> =
+        find(&model, &GroupOptions::default()).skipped.into_iter().map(|s| s.reason).collect();
+    assert!(reasons.contains(&SkipReason::InSubgraph { node: "choice".into() }), "{reasons:?}");
+    assert!(reasons.contains(&SkipReason::ForeignDomain { domain: "com.example".into() }), "{reasons:?}");
+    // The branch reads the kernel too.
+    assert!(reasons.contains(&SkipReason::KernelReused { tensor: "y.weight".into(), uses: 2 }), "{reasons:?}");
 }
 
 #[test]
@@ -118,6 +149,9 @@ fn attributes_that_contradict_the_kernel() {
         ints("strides", &[1]),
         ints("dilations", &[1, 1, 1]),
         ints("pads", &[1, 1]),
+        ints("pads", &[1 << 62, 0, 0, 0]),
+        ints("strides", &[1 << 62, 1]),
+        ints("dilations", &[1, 1 << 62]),
     ] {
         let found = reason(|m| attribute(m, change.clone()));
         assert!(matches!(found, SkipReason::Inconsistent { .. }), "{found}");

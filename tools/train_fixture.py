@@ -5,7 +5,7 @@
 """Trains the classifier under fixtures/ on Fashion-MNIST, exports it and writes the images beside it.
 
     apt-get install dataset-fashion-mnist
-    uv run tools/train_fixture.py [--epochs 10] [--out fixtures]
+    uv run tools/train_fixture.py [--epochs 7] [--out fixtures]
 
 Run once; its results are committed. The network is a pre-defined residual network of basic blocks with
 3, 4 and 4 blocks of 16, 48 and 96 channels, projection shortcuts, and its BatchNormalization nodes kept
@@ -80,7 +80,7 @@ def accuracy(net, x, y):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=7)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fixtures"))
     args = parser.parse_args()
     torch.manual_seed(0)

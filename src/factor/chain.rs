@@ -58,6 +58,15 @@ impl Factors {
         products.reduce(|a, b| a + b).unwrap_or_default()
     }
 
+    /// Whether every element is a number that f32 holds.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.chains.iter().flat_map(|c| &c.factors).all(|factor| match factor {
+            Factor::Shared(kernel) => kernel.iter().all(|x| x.is_finite()),
+            Factor::Own(kernels) => kernels.iter().flatten().all(|x| x.is_finite()),
+        })
+    }
+
     /// Elements stored, a shared factor once.
     #[must_use]
     pub fn parameters(&self) -> u64 {

@@ -46,6 +46,17 @@ pub struct Analysis {
 }
 
 impl Analysis {
+    pub(super) fn new(bases: Vec<Vec<Basis>>) -> Self {
+        // Every chain's spectra sum to the same whole.
+        let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
+        Self { bases, energy }
+    }
+
+    /// The bases of a chain at a rank.
+    pub(super) fn leading(&self, chain: usize, rank: usize) -> Result<Vec<Array2<f64>>, String> {
+        self.bases[chain].iter().map(|b| leading(b, rank)).collect()
+    }
+
     /// `Σ ‖Wᵢ‖²` of the group.
     #[must_use]
     pub fn energy(&self) -> f64 {
@@ -82,10 +93,7 @@ pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usi
             leading_basis(&sizes, &block, keep).map(|b| vec![b])
         }
     });
-    let bases: Vec<Vec<Basis>> = bases.collect::<Result<_, String>>()?;
-    // Every chain's spectra sum to the same Σ‖Wᵢ‖².
-    let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
-    Ok(Analysis { bases, energy })
+    Ok(Analysis::new(bases.collect::<Result<_, String>>()?))
 }
 
 /// The factors of a group at the given ranks, one rank a chain. `iterations` counts the turns between several
@@ -102,9 +110,8 @@ pub fn factorize<K: Kernels + ?Sized>(
 ) -> Result<Factors, String> {
     let shapes = kernels.shapes();
     let mut terms = Vec::with_capacity(chains.len());
-    for ((form, bases), &rank) in chains.iter().zip(&analysis.bases).zip(ranks) {
-        let bases = bases.iter().map(|b| leading(b, rank)).collect::<Result<Vec<_>, String>>()?;
-        terms.push(Term { form: *form, bases, coefficients: Vec::new() });
+    for (at, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
+        terms.push(Term { form: *form, bases: analysis.leading(at, rank)?, coefficients: Vec::new() });
     }
     if let [term] = &mut terms[..] {
         let coefficients = (0..shapes.len()).map(|i| {

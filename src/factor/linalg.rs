@@ -51,6 +51,59 @@ pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
     with_fixed_signs(owned(matrix(columns).qr().compute_thin_Q().as_ref()))
 }
 
+/// `Q·R` of the columns.
+pub(super) fn orthonormal_with_rest(columns: ArrayView2<'_, f64>) -> (Array2<f64>, Array2<f64>) {
+    let q = orthonormal(columns);
+    let rest = q.t().dot(&columns);
+    (q, rest)
+}
+
+/// `M^½` and `M^-½` of a positive semidefinite matrix; directions of less than `floor` times the largest eigenvalue are left
+/// out of both.
+pub(super) fn symmetric_roots(m: &Array2<f64>, floor: f64) -> Result<(Array2<f64>, Array2<f64>), String> {
+    let n = m.nrows();
+    let (mut vectors, mut values) = (Array2::zeros((n, n)), vec![0.0; n]);
+    eigen(matrix(m.view()), &mut vectors, &mut values)?;
+    let least = floor * values.first().copied().unwrap_or(0.0);
+    let scaled = |power: f64| {
+        let weights = values.iter().map(|&v| if v > least { v.powf(power) } else { 0.0 });
+        (&vectors * &ndarray::Array1::from_iter(weights)).dot(&vectors.t())
+    };
+    Ok((scaled(0.5), scaled(-0.5)))
+}
+
+/// Solves `G·X = Y` for a positive semidefinite `G`, with `ridge` times its mean diagonal added to it.
+pub(super) fn positive_solve(gram: Array2<f64>, right: Array2<f64>, ridge: f64) -> Result<Array2<f64>, String> {
+    use faer::linalg::solvers::Solve;
+    let n = gram.nrows();
+    let mut g = matrix(gram.view());
+    let mean = (0..n).map(|i| g[(i, i)]).sum::<f64>() / n.max(1) as f64;
+    // An input that is always the same decides nothing, and its factor is zero.
+    let added = if mean > 0.0 { ridge * mean } else { 1.0 };
+    (0..n).for_each(|i| g[(i, i)] += added);
+    let solved = g.llt(Half::Lower).map_err(|e| format!("{e:?}"))?.solve(matrix(right.view()));
+    Ok(owned(solved.as_ref()))
+}
+
+/// `sum += xᵀ·x`, lower half, the product in f32.
+pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
+    let columns = x.ncols();
+    let x = Mat::from_fn(x.nrows(), columns, |i, j| x[[i, j]]);
+    let mut gram = Mat::<f32>::zeros(columns, columns);
+    triangular_matmul(
+        gram.as_mut(),
+        BlockStructure::TriangularLower,
+        Accum::Replace,
+        x.transpose(),
+        BlockStructure::Rectangular,
+        &x,
+        BlockStructure::Rectangular,
+        1.0,
+        Par::Seq,
+    );
+    sum.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|((i, j), s)| *s += f64::from(gram[(i, j)]));
+}
+
 /// `gram += m·mᵀ`, lower half.
 fn add_gram(gram: &mut Mat<f64>, m: ArrayView2<'_, f64>) {
     let (rows, columns) = m.dim();

@@ -4,13 +4,17 @@
 //! decomposed together as a [`Scheme`] says, and the result, [`Factors`], is the kernels of the small
 //! convolutions that replace the large one.
 
+mod calibrated;
 mod chain;
 mod joint;
 mod linalg;
+mod moment;
 mod scheme;
 mod unfold;
 
+pub use calibrated::{analyse_calibrated, factorize_calibrated, refit};
 pub use chain::{Chain, Factor, Factors, compose};
 pub use joint::{Analysis, Kernels, analyse, factorize};
+pub use moment::{Geometry, Moment, respond};
 pub use scheme::{ChainForm, Ownership, Scheme, macs, parameters};
 pub use unfold::{Side, Unfolding};

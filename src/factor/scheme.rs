@@ -125,23 +125,17 @@ pub fn parameters(chains: &[ChainForm], ranks: &[usize], shapes: &[[usize; 4]]) 
     chains.sum::<usize>() as u64
 }
 
-/// Multiply-accumulates of one member's chains for an output of `[height, width]` at the given strides; the
-/// size between the factors is the input's on the axes that the last factor carries.
+/// Multiply-accumulates of one member's chains for an input and an output of these heights and widths. Between the factors a
+/// value is as large as the input along the axes that the last factor slides over, and as the output along the others.
 #[must_use]
-pub fn macs(
-    chains: &[ChainForm],
-    ranks: &[usize],
-    shape: [usize; 4],
-    strides: [usize; 2],
-    [height, width]: [usize; 2],
-) -> u64 {
+pub fn macs(chains: &[ChainForm], ranks: &[usize], shape: [usize; 4], input: [usize; 2], output: [usize; 2]) -> u64 {
     let chains = chains.iter().zip(ranks).map(|(chain, rank)| {
         let (rows, columns) = chain.unfolding.matrix_shape(shape);
         let (_, last) = chain.unfolding.extents(shape);
-        // Strides go with the axes: an axis that only the last factor slides over is still whole here.
-        let grow = |axis: usize| if last[axis] > 1 { strides[axis] } else { 1 };
-        let between = (height * grow(0)) * (width * grow(1));
-        rank * (rows * between + columns * height * width)
+        let between = |axis: usize| if last[axis] > 1 { input[axis] } else { output[axis] } as u64;
+        let product = |factors: &[u64]| factors.iter().fold(1u64, |n, &f| n.saturating_mul(f));
+        let first = product(&[*rank as u64, rows as u64, between(0), between(1)]);
+        first.saturating_add(product(&[*rank as u64, columns as u64, output[0] as u64, output[1] as u64]))
     });
-    chains.sum::<usize>() as u64
+    chains.fold(0, u64::saturating_add)
 }

@@ -79,6 +79,24 @@ impl Unfolding {
         Array4::from_shape_fn((rank, inputs, kh, kw), |(r, i, y, x)| a[[(y * kw + x) * inputs + i, r]])
     }
 
+    /// The matrix `A: rows×r` of a first factor's kernel `[r, in, kh', kw']`.
+    #[must_use]
+    pub fn unfold_first(self, kernel: ArrayView4<'_, f64>) -> Array2<f64> {
+        let (rank, inputs, kh, kw) = kernel.dim();
+        Array2::from_shape_fn((kh * kw * inputs, rank), |(row, r)| {
+            kernel[[r, row % inputs, row / inputs / kw, row / inputs % kw]]
+        })
+    }
+
+    /// The matrix `B: r×columns` of a last factor's kernel `[out, r, kh', kw']`.
+    #[must_use]
+    pub fn unfold_last(self, kernel: ArrayView4<'_, f64>) -> Array2<f64> {
+        let (out, rank, kh, kw) = kernel.dim();
+        Array2::from_shape_fn((rank, kh * kw * out), |(r, column)| {
+            kernel[[column % out, r, column / out / kw, column / out % kw]]
+        })
+    }
+
     /// The last factor's kernel `[out, r, kh', kw']` of a matrix `B: r×columns`.
     #[must_use]
     pub fn fold_last(self, b: ArrayView2<'_, f64>, shape: [usize; 4]) -> Array4<f64> {
@@ -104,6 +122,8 @@ mod tests {
             let last = unfolding.fold_last(b.view(), shape);
             let kernel = compose(first.view(), last.view());
             assert_eq!(kernel.shape(), shape);
+            assert_eq!(unfolding.unfold_first(first.view()), a);
+            assert_eq!(unfolding.unfold_last(last.view()), b);
             assert_eq!(unfolding.unfold(kernel.view()), a.dot(&b), "{unfolding:?}");
         }
     }

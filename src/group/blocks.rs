@@ -45,6 +45,9 @@ pub(super) fn repeated(graph: &Graph<'_>) -> Vec<RepeatedBlock> {
     blocks
 }
 
+/// A region of more nodes than this is no repeated block; following it would take long in deeply nested graphs.
+const LARGEST_BLOCK: usize = 500;
+
 struct Region<'m> {
     entry: &'m str,
     join: usize,
@@ -87,14 +90,18 @@ fn regions<'m>(graph: &Graph<'m>, rank: &HashMap<usize, usize>) -> Vec<Region<'m
         let Some(join) = distinct.iter().copied().reduce(|a, b| meet(&post, a, b)).filter(|&j| j != exit) else {
             continue;
         };
+        // A gate, as in squeeze and excite, is a part of a block and no block.
+        if nodes[join].op_type() == "Mul" {
+            continue;
+        }
         let mut inside = BTreeSet::from([join]);
         let mut open: Vec<usize> = distinct.into_iter().collect();
-        while let Some(node) = open.pop() {
+        while let Some(node) = open.pop().filter(|_| inside.len() <= LARGEST_BLOCK) {
             if inside.insert(node) {
                 open.extend(nodes[node].output.iter().flat_map(|o| next(o)));
             }
         }
-        if inside.iter().any(|&n| is_conv(&nodes[n])) {
+        if inside.len() <= LARGEST_BLOCK && inside.iter().any(|&n| is_conv(&nodes[n])) {
             regions.push(Region { entry, join, nodes: inside });
         }
     }
@@ -138,5 +145,9 @@ fn step(graph: &Graph<'_>, index: usize) -> Option<String> {
     let channels = |i: usize| dims.get(i).map_or("?".to_owned(), i64::to_string);
     let strides = node.attribute.iter().find(|a| a.name() == "strides").map_or(&[][..], |a| &a.ints[..]);
     let stride = strides.iter().find(|&&s| s != 1).map_or(String::new(), |s| format!("/{s}"));
-    Some(format!("Conv{} {}→{}{stride}", size.join("x"), channels(1), channels(0)))
+    let dilations = node.attribute.iter().find(|a| a.name() == "dilations").map_or(&[][..], |a| &a.ints[..]);
+    let dilation = dilations.iter().find(|&&d| d != 1).map_or(String::new(), |d| format!(" dilated {d}"));
+    let groups = node.attribute.iter().find(|a| a.name() == "group").map_or(1, |a| a.i());
+    let groups = if groups == 1 { String::new() } else { format!(" in {groups} groups") };
+    Some(format!("Conv{} {}→{}{stride}{dilation}{groups}", size.join("x"), channels(1), channels(0)))
 }

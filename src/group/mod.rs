@@ -81,7 +81,15 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     let mut convs = Vec::new();
     let mut skipped = Vec::new();
     for &index in graph.order() {
-        if !role::is_conv(&graph.nodes()[index]) {
+        let node = &graph.nodes()[index];
+        let unknown = |name: String, reason: SkipReason| Skipped { name, reason, macs: None };
+        let owner = || crate::onnx::label(node);
+        skipped
+            .extend(role::inner_convs(node).into_iter().map(|n| unknown(n, SkipReason::InSubgraph { node: owner() })));
+        if !role::is_conv(node) {
+            if node.op_type() == "Conv" {
+                skipped.push(unknown(owner(), SkipReason::ForeignDomain { domain: node.domain().to_owned() }));
+            }
             continue;
         }
         match candidate(&graph, &resolutions, index, model, options) {
@@ -91,7 +99,7 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
                 let kernel = node.input.get(1).and_then(|w| graph.constant(w));
                 let weights = kernel.map(|t| t.dims.iter().map(|&d| d.unsigned_abs()).fold(1, u64::saturating_mul));
                 let extent = node.output.first().map_or([None; 2], |o| resolutions.extent(o));
-                let pixels = extent[0].zip(extent[1]).map(|(h, w)| (h * w) as u64);
+                let pixels = extent[0].zip(extent[1]).map(|(h, w)| (h as u64).saturating_mul(w as u64));
                 let macs = weights.zip(pixels).map(|(w, p)| w.saturating_mul(p));
                 skipped.push(Skipped { name: crate::onnx::label(node), reason, macs });
             }

@@ -6,7 +6,7 @@
 //! other input channels, a stride and perhaps a projection shortcut, plays the same roles as the blocks after it.
 
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Conv, Graph, Use};
+use crate::onnx::{Conv, Graph, Use, is_standard};
 
 /// A role and the value at which its branch ends.
 pub(super) struct Role {
@@ -14,13 +14,23 @@ pub(super) struct Role {
     pub(super) exit: String,
 }
 
+/// Names of the convolutions in a node's subgraphs.
+pub(super) fn inner_convs(node: &NodeProto) -> Vec<String> {
+    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+    let inner = graphs.flat_map(|g| &g.node).flat_map(|n| {
+        let own = is_conv(n).then(|| crate::onnx::label(n));
+        own.into_iter().chain(inner_convs(n))
+    });
+    inner.collect()
+}
+
 pub(super) fn is_conv(node: &NodeProto) -> bool {
-    node.op_type() == "Conv" && matches!(node.domain(), "" | "ai.onnx")
+    node.op_type() == "Conv" && is_standard(node)
 }
 
 /// Operators that a role looks through.
 pub(super) fn is_transparent(node: &NodeProto) -> bool {
-    matches!(node.op_type(), "BatchNormalization" | "Identity" | "Dropout")
+    is_standard(node) && matches!(node.op_type(), "BatchNormalization" | "Identity" | "Dropout")
 }
 
 /// Inputs that are not constant: the data that flows.

@@ -2,9 +2,10 @@
 
 use super::graph::{Graph, label};
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
-use super::shapes::{Extent, Resolutions};
+use super::shapes::{Extent, LARGEST, Resolutions};
 use super::{BatchNorm, attributes, tensor};
 use crate::error::{Error, Result};
+use crate::factor::Geometry;
 use ndarray::{Array1, Array4, Axis};
 use std::fmt;
 
@@ -22,8 +23,10 @@ pub struct Conv {
     pub strides: [usize; 2],
     /// Dilations, height then width.
     pub dilations: [usize; 2],
-    /// Zeros added at top, left, bottom and right.
-    pub pads: [usize; 4],
+    /// Zeros added at top, left, bottom and right; none where `auto_pad` leaves them to an input size that is not known.
+    pub pads: Option<[usize; 4]>,
+    /// `SAME_UPPER` or `SAME_LOWER`, which the factors then say themselves.
+    pub auto_pad: Option<String>,
     /// Height and width of the input, where known.
     pub input_extent: [Option<usize>; 2],
     /// Height and width of the output, where known.
@@ -77,8 +80,16 @@ pub enum SkipReason {
         /// How many readings.
         uses: usize,
     },
-    /// `auto_pad` cannot be resolved without the input's size.
-    AutoPad,
+    /// It stands in a subgraph of `If`, `Loop` or `Scan`.
+    InSubgraph {
+        /// The node that owns the subgraph.
+        node: String,
+    },
+    /// It is not ONNX's own operator.
+    ForeignDomain {
+        /// The operator's domain.
+        domain: String,
+    },
     /// The attributes contradict the kernel or the operator's definition.
     Inconsistent {
         /// What contradicts.
@@ -111,7 +122,8 @@ impl fmt::Display for SkipReason {
             Self::KernelReused { tensor, uses } => {
                 write!(f, "its kernel '{tensor}' is read {uses} times")
             }
-            Self::AutoPad => write!(f, "auto_pad needs the input's size: give --input-shape"),
+            Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
+            Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),
             Self::Inconsistent { what } => write!(f, "{what}"),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
@@ -159,7 +171,7 @@ impl Conv {
         }
         let pair = |name: &str| match attributes::ints(node, name) {
             None => Ok([1, 1]),
-            Some(&[a, b]) if a > 0 && b > 0 => Ok([a as usize, b as usize]),
+            Some(&[a, b]) if [a, b].iter().all(|v| (1..=LARGEST).contains(v)) => Ok([a as usize, b as usize]),
             Some(other) => Err(inconsistent(format!("its {name} are {other:?}"))),
         };
         if let Some(stated) = attributes::ints(node, "kernel_shape")
@@ -169,6 +181,7 @@ impl Conv {
         }
         let (strides, dilations) = (pair("strides")?, pair("dilations")?);
         let input_extent = resolutions.extent(input);
+        let auto_pad = attributes::string(node, "auto_pad").filter(|a| a.starts_with("SAME")).map(str::to_owned);
         let pads = pads(node, &shape, strides, dilations, input_extent)?;
         let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
         let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(graph.constant(b)?));
@@ -189,6 +202,7 @@ impl Conv {
             strides,
             dilations,
             pads,
+            auto_pad,
             input_extent,
             output_extent: resolutions.extent(&output),
             node: index,
@@ -224,20 +238,30 @@ impl Conv {
         Err(Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() })
     }
 
-    /// The kernel that the original graph needs in place of its own so that it computes `folded`: the
-    /// batch norm's scale divided out again. A channel of scale zero is constant whatever its kernel.
-    pub(crate) fn unfolded(&self, folded: Array4<f64>) -> Array4<f64> {
-        match &self.batch_norm {
-            Some(norm) => per_output(folded, norm.scale.iter().map(|&s| if s == 0.0 { 0.0 } else { 1.0 / s })),
-            None => folded,
-        }
-    }
-
     /// The bias with the batch norm folded in, `scale·b + shift`; none where the node's own bias stays.
     pub(crate) fn folded_bias(&self) -> Option<Vec<f64>> {
         let norm = self.batch_norm.as_ref()?;
         let bias = self.bias_values.clone().unwrap_or_else(|| vec![0.0; self.shape[0]]);
         Some(bias.iter().zip(&norm.scale).zip(&norm.shift).map(|((b, s), t)| s * b + t).collect())
+    }
+
+    /// The constant that is added to the output, zero where there is no bias; none if the bias is computed.
+    pub(crate) fn effective_bias(&self) -> Option<Vec<f64>> {
+        match (&self.bias, &self.bias_values) {
+            _ if self.batch_norm.is_some() => self.folded_bias(),
+            (None, _) => Some(vec![0.0; self.shape[0]]),
+            (Some(_), values) => values.clone(),
+        }
+    }
+
+    /// How the kernel slides; none if its padding is not known.
+    pub(crate) fn geometry(&self) -> Option<Geometry> {
+        Some(Geometry {
+            kernel: [self.shape[2], self.shape[3]],
+            strides: self.strides,
+            dilations: self.dilations,
+            pads: self.pads?,
+        })
     }
 
     /// Stored parameters that folding the batch norm takes away, the new bias counted; negative if it adds some.
@@ -253,6 +277,20 @@ impl Conv {
         self.shape.iter().map(|&d| d as u64).product()
     }
 
+    /// Input and output sizes; where they are not known, those of a large output.
+    pub(crate) fn extents(&self) -> ([usize; 2], [usize; 2]) {
+        const LARGE: usize = 64;
+        let output = self.output_extent.map(|n| n.unwrap_or(LARGE));
+        let input = [0, 1].map(|axis| self.input_extent[axis].unwrap_or(output[axis] * self.strides[axis]));
+        (input, output)
+    }
+
+    /// Multiply-accumulates for an output of this height and width.
+    #[must_use]
+    pub fn macs(&self, [height, width]: [usize; 2]) -> u64 {
+        self.weights().saturating_mul(height as u64).saturating_mul(width as u64)
+    }
+
     /// Nodes that the rewrite takes away: the convolution and the batch norm folded into it.
     #[must_use]
     pub fn replaces(&self) -> Vec<String> {
@@ -266,28 +304,30 @@ fn per_output(kernel: Array4<f64>, factors: impl Iterator<Item = f64>) -> Array4
     kernel * factors.insert_axis(Axis(1)).insert_axis(Axis(2)).insert_axis(Axis(3))
 }
 
-/// Pads `[top, left, bottom, right]`, with `auto_pad` resolved (ONNX operator Conv).
+/// More padding than this is taken for damage.
+const LARGEST_PAD: i64 = 4096;
+
+/// Pads `[top, left, bottom, right]`, with `auto_pad` resolved where the input's size is known (ONNX operator Conv).
 fn pads(
     node: &NodeProto,
     shape: &[usize; 4],
     strides: [usize; 2],
     dilations: [usize; 2],
     extent: Extent,
-) -> Result<[usize; 4], SkipReason> {
+) -> Result<Option<[usize; 4]>, SkipReason> {
     let upper = match attributes::string(node, "auto_pad").unwrap_or("NOTSET") {
-        "VALID" => return Ok([0; 4]),
+        "VALID" => return Ok(Some([0; 4])),
         "NOTSET" | "" => {
+            let fits = |pads: &[i64]| pads.len() == 4 && pads.iter().all(|p| (0..=LARGEST_PAD).contains(p));
             return match attributes::ints(node, "pads") {
-                None => Ok([0; 4]),
-                Some(&[t, l, b, r]) if [t, l, b, r].iter().all(|&p| p >= 0) => Ok([t, l, b, r].map(|p| p as usize)),
+                None => Ok(Some([0; 4])),
+                Some(pads) if fits(pads) => Ok(Some(std::array::from_fn(|i| pads[i] as usize))),
                 Some(other) => Err(SkipReason::Inconsistent { what: format!("its pads are {other:?}") }),
             };
         }
         "SAME_UPPER" => true,
         "SAME_LOWER" => false,
-        other => {
-            return Err(SkipReason::Inconsistent { what: format!("its auto_pad is '{other}'") });
-        }
+        other => return Err(SkipReason::Inconsistent { what: format!("its auto_pad is '{other}'") }),
     };
     let mut pads = [0; 4];
     for axis in 0..2 {
@@ -296,11 +336,11 @@ fn pads(
         let total = match (strides[axis], extent[axis]) {
             (1, _) => reach - 1,
             (stride, Some(n)) => (n.div_ceil(stride).saturating_sub(1) * stride + reach).saturating_sub(n),
-            (_, None) => return Err(SkipReason::AutoPad),
+            (_, None) => return Ok(None),
         };
         let small = total / 2;
         pads[axis] = if upper { small } else { total - small };
         pads[axis + 2] = if upper { total - small } else { small };
     }
-    Ok(pads)
+    Ok(Some(pads))
 }

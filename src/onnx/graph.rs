@@ -14,6 +14,8 @@ pub(crate) struct Graph<'m> {
     initializers: HashMap<&'m str, &'m TensorProto>,
     /// Initializers that are also inputs of an IR ≥ 4 model: a caller may replace them.
     overridable: HashSet<&'m str>,
+    /// Tensors behind names that are constant.
+    constants: HashMap<&'m str, &'m TensorProto>,
     order: Vec<usize>,
 }
 
@@ -52,6 +54,7 @@ impl<'m> Graph<'m> {
             producer: HashMap::new(),
             consumers: HashMap::new(),
             overridable: HashSet::new(),
+            constants: HashMap::new(),
             initializers,
             order: Vec::new(),
         };
@@ -73,6 +76,9 @@ impl<'m> Graph<'m> {
                 graph.consumers.entry(input).or_default().push(Use::Node(index, position));
             }
             for name in captures(node) {
+                if !given.contains(name) && !graph.producer.contains_key(name) {
+                    return Err(Error::Dangling { node: label(node), value: name.into() });
+                }
                 graph.consumers.entry(name).or_default().push(Use::Captured(index));
             }
         }
@@ -83,7 +89,23 @@ impl<'m> Graph<'m> {
             graph.consumers.entry(output.name()).or_default().push(Use::Output);
         }
         graph.order = graph.sort()?;
+        graph.resolve_constants();
         Ok(graph)
+    }
+
+    fn resolve_constants(&mut self) {
+        self.constants = self.initializers.clone();
+        self.constants.retain(|name, _| !self.overridable.contains(name));
+        for &index in &self.order {
+            let node = &self.proto.node[index];
+            let Some(output) = node.output.first().filter(|_| is_standard(node)) else { continue };
+            let tensor = match node.op_type() {
+                "Identity" => node.input.first().and_then(|i| self.constants.get(i.as_str()).copied()),
+                "Constant" => node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref()),
+                _ => None,
+            };
+            self.constants.extend(tensor.map(|t| (output.as_str(), t)));
+        }
     }
 
     /// Kahn's order, the file's order among nodes that are ready together.
@@ -151,33 +173,26 @@ impl<'m> Graph<'m> {
     /// The tensor behind a name if it is constant: an initializer, a `Constant` node, or either
     /// behind `Identity` nodes.
     pub(crate) fn constant(&self, name: &str) -> Option<&'m TensorProto> {
-        let mut name = name;
-        // A sound graph has no cycle, so this ends.
-        loop {
-            if let Some(tensor) = self.initializers.get(name) {
-                return (!self.overridable.contains(name)).then_some(*tensor);
-            }
-            let node = &self.proto.node[self.producer(name)?];
-            match node.op_type() {
-                "Identity" => name = node.input.first()?,
-                "Constant" => {
-                    return node.attribute.iter().find(|a| a.name() == "value")?.t.as_ref();
-                }
-                _ => return None,
-            }
-        }
+        self.constants.get(name).copied()
     }
 
     /// How often the tensor behind a constant name is read, the `Identity` nodes in between not counted.
     pub(crate) fn constant_uses(&self, name: &str) -> usize {
         let mut name = name;
         let mut most = self.uses(name).len();
-        while let Some(node) = self.producer(name).map(|n| &self.proto.node[n]).filter(|n| n.op_type() == "Identity") {
+        while let Some(node) =
+            self.producer(name).map(|n| &self.proto.node[n]).filter(|n| n.op_type() == "Identity" && is_standard(n))
+        {
             name = node.input.first().map_or("", String::as_str);
             most = most.max(self.uses(name).len());
         }
         most
     }
+}
+
+/// Whether an operator is ONNX's own, and not one of the same name from another domain.
+pub(crate) fn is_standard(node: &NodeProto) -> bool {
+    matches!(node.domain(), "" | "ai.onnx")
 }
 
 /// A node's name, or where it has none, its operator and first output.
@@ -223,7 +238,11 @@ impl Namer {
     pub(crate) fn new(graph: &GraphProto) -> Self {
         fn collect(graph: &GraphProto, taken: &mut HashSet<String>) {
             taken.extend(graph.initializer.iter().map(|t| t.name().to_owned()));
-            taken.extend(graph.input.iter().chain(&graph.output).map(|v| v.name().to_owned()));
+            let values = graph.input.iter().chain(&graph.output).chain(&graph.value_info);
+            taken.extend(values.map(|v| v.name().to_owned()));
+            taken
+                .extend(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name().to_owned()));
+            taken.extend(graph.quantization_annotation.iter().map(|a| a.tensor_name().to_owned()));
             for node in &graph.node {
                 taken.insert(node.name().to_owned());
                 taken.extend(node.input.iter().chain(&node.output).cloned());

@@ -13,8 +13,8 @@ mod tensor;
 
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
-pub(crate) use graph::{Graph, Namer, Use, captures, label};
+pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
-pub use model::{InputShape, Model};
+pub use model::{InputShape, Model, write_whole};
 pub(crate) use shapes::Resolutions;
 pub(crate) use tensor::{float_initializer, read_floats};

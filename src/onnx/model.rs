@@ -1,6 +1,9 @@
 //! A model file: opened, checked, changed only by building another, written beside its target.
 
-use super::proto::{ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto};
+use super::proto::{
+    GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
+};
+use super::shapes::LARGEST;
 use super::{Graph, tensor};
 use crate::error::{Error, Result};
 use bytes::Bytes;
@@ -19,11 +22,18 @@ pub(crate) const VERSION_KEY: &str = "onnx_jmd.version";
 /// every value that is read is produced, and no node feeds itself.
 ///
 /// Weights are slices of the file's buffer, so that a clone copies none of them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Model {
     proto: ModelProto,
     /// The bytes this model was read from, given back untouched as long as nothing changes.
     source: Option<Bytes>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let nodes = self.proto.graph.as_ref().map_or(0, |g| g.node.len());
+        f.debug_struct("Model").field("nodes", &nodes).field("parameters", &self.parameters()).finish_non_exhaustive()
+    }
 }
 
 impl Model {
@@ -55,8 +65,7 @@ impl Model {
         if graph.output.is_empty() {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
-        graph.initializer.iter().try_for_each(tensor::check)?;
-        constants(&proto).try_for_each(tensor::check)?;
+        tensors(graph).into_iter().try_for_each(tensor::check)?;
         let model = Self { proto, source: Some(source) };
         Graph::new(&model)?;
         Ok(model)
@@ -85,39 +94,17 @@ impl Model {
     /// # Errors
     /// [`Error::Write`] with the system's reason; `path` is then as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
-        let failed = |source| Error::Write { path: path.to_owned(), source };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if path.is_dir() {
-            return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
-        }
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // What a plain create would ask for; the process's umask applies as usual.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
         match &self.source {
-            Some(bytes) => file.write_all(bytes),
-            None => file.write_all(&self.proto.encode_to_vec()),
+            Some(bytes) => write_whole(path.as_ref(), bytes),
+            None => write_whole(path.as_ref(), &self.proto.encode_to_vec()),
         }
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(failed)?;
-        file.persist(path).map_err(|e| failed(e.error))?;
-        Ok(())
     }
 
     /// Floating-point parameters: elements of every float tensor, each stored tensor counted once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let initializers = self.proto.graph.iter().flat_map(|g| &g.initializer);
-        initializers
-            .chain(constants(&self.proto))
-            .filter(|t| FLOAT_TYPES.contains(&t.data_type()))
-            .filter_map(tensor::element_count)
-            .sum()
+        let all = self.proto.graph.iter().flat_map(tensors);
+        all.filter(|t| FLOAT_TYPES.contains(&t.data_type())).filter_map(tensor::element_count).sum()
     }
 
     /// False if encoding what was decoded gives other bytes, as with fields that this version of the
@@ -144,6 +131,16 @@ impl Model {
         self.proto.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value())
     }
 
+    /// The same graph with other values as its outputs, to look at what flows through it.
+    pub(crate) fn with_outputs(&self, values: &[&str]) -> Self {
+        let mut proto = self.proto.clone();
+        if let Some(graph) = &mut proto.graph {
+            let named = |v: &&str| ValueInfoProto { name: Some((*v).to_owned()), ..ValueInfoProto::default() };
+            graph.output = values.iter().map(named).collect();
+        }
+        Self::from_proto(proto)
+    }
+
     pub(crate) fn proto(&self) -> &ModelProto {
         &self.proto
     }
@@ -154,10 +151,47 @@ impl Model {
     }
 }
 
-/// Tensors inside `Constant` nodes of the main graph.
-fn constants(proto: &ModelProto) -> impl Iterator<Item = &TensorProto> {
-    let nodes = proto.graph.iter().flat_map(|g| &g.node).filter(|n| n.op_type() == "Constant");
-    nodes.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref())
+/// Writes a file beside `path` and renames it, so that `path` is never half written.
+///
+/// # Errors
+/// [`Error::Write`] with the system's reason; `path` is then as it was.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    }
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
+    }
+    // A link keeps pointing to its file, and a file its permissions.
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    let existing = std::fs::metadata(&target).ok().map(|m| m.permissions());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // What a plain create would ask for; the process's umask applies as usual.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
+    if let Some(permissions) = existing {
+        file.as_file().set_permissions(permissions).map_err(failed)?;
+    }
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(&target).map_err(|e| failed(e.error))?;
+    Ok(())
+}
+
+/// Every tensor that a graph stores: initializers, sparse ones by their values, and constants, in its subgraphs too.
+fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
+    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+    let mut found: Vec<&TensorProto> = graph.initializer.iter().chain(sparse).collect();
+    for attribute in graph.node.iter().flat_map(|n| &n.attribute) {
+        found.extend(attribute.t.iter().chain(&attribute.tensors));
+        attribute.g.iter().chain(&attribute.graphs).for_each(|g| found.extend(tensors(g)));
+    }
+    found
 }
 
 fn tensor_type(value: &ValueInfoProto) -> Option<&type_proto::Tensor> {
@@ -178,7 +212,7 @@ pub(super) fn dimensions(value: &ValueInfoProto) -> Vec<Option<u64>> {
     let dims = tensor_type(value).and_then(|t| t.shape.as_ref()).map_or(&[][..], |s| &s.dim);
     dims.iter()
         .map(|d| match d.value {
-            Some(Value::DimValue(n)) => u64::try_from(n).ok().filter(|&n| n > 0),
+            Some(Value::DimValue(n)) => u64::try_from(n).ok().filter(|&n| n > 0 && n <= LARGEST as u64),
             _ => None,
         })
         .collect()

@@ -1,7 +1,7 @@
 //! Heights and widths of values, as far as convolutions need them: for the padding that `auto_pad`
 //! leaves open, for counting multiply-accumulates, and for telling the stages of a network apart.
 
-use super::graph::Graph;
+use super::graph::{Graph, is_standard};
 use super::model::{InputShape, dimensions};
 use super::proto::NodeProto;
 use super::{attributes, tensor::read_integers};
@@ -17,6 +17,9 @@ pub(crate) struct Level {
     scale: [f64; 2],
     after: Option<usize>,
 }
+
+/// Sizes and attributes beyond this are taken for damage; products of two of them do not overflow.
+pub(super) const LARGEST: i64 = 1 << 24;
 
 /// What is known of every value's spatial size.
 #[derive(Debug, Default)]
@@ -37,7 +40,8 @@ impl Resolutions {
             }
         }
         for shape in shapes {
-            let only = || Some(proto.input.first()?.name().to_owned());
+            let fed = || proto.input.iter().find(|i| graph.constant(i.name()).is_none());
+            let only = || Some(fed()?.name().to_owned());
             if let ([_, _, h, w], Some(name)) = (&shape.dims[..], shape.name.clone().or_else(only)) {
                 known.extent.insert(name, [Some(*h), Some(*w)]);
             }
@@ -48,7 +52,8 @@ impl Resolutions {
             let level = known.infer_level(graph, node, index);
             for output in node.output.iter().filter(|o| !o.is_empty()) {
                 let stated = known.extent.entry(output.clone()).or_default();
-                *stated = [stated[0].or(extent[0]), stated[1].or(extent[1])];
+                // What follows from the inputs comes first: stored sizes may be those of another input.
+                *stated = [0, 1].map(|axis| extent[axis].or(stated[axis]).filter(|&n| n <= LARGEST as usize));
                 known.level.insert(output.clone(), level);
             }
         }
@@ -66,7 +71,7 @@ impl Resolutions {
     fn infer(&self, graph: &Graph<'_>, node: &NodeProto) -> Extent {
         let data: Vec<&str> =
             node.input.iter().map(String::as_str).filter(|i| !i.is_empty() && graph.constant(i).is_none()).collect();
-        let Some(&first) = data.first() else {
+        let Some(&first) = data.first().filter(|_| is_standard(node)) else {
             return [None; 2];
         };
         let extent = self.extent(first);
@@ -78,6 +83,7 @@ impl Resolutions {
             "ConvTranspose" => std::array::from_fn(|axis| {
                 let window = Window::of(graph, node)?;
                 let extra = attributes::ints(node, "output_padding").map_or(0, |p| p.get(axis).copied().unwrap_or(0));
+                let extra = extra.clamp(0, LARGEST);
                 if attributes::ints(node, "output_shape").is_some() || window.same {
                     return None;
                 }
@@ -89,16 +95,14 @@ impl Resolutions {
                 let computed = node.input.get(1).and_then(|p| read_integers(graph.constant(p)?));
                 let pads = attributes::ints(node, "pads").map(<[i64]>::to_vec).or(computed).unwrap_or_default();
                 std::array::from_fn(|axis| match pads[..] {
-                    [_, _, t, l, _, _, b, r] => {
-                        usize::try_from(extent[axis]? as i64 + [t, l][axis] + [b, r][axis]).ok()
-                    }
+                    [_, _, t, l, _, _, b, r] => grown(extent[axis]?, &[[t, l][axis], [b, r][axis]]),
                     _ => None,
                 })
             }
             "Crop" => match attributes::ints(node, "border") {
-                Some(&[l, t, r, b]) => {
-                    std::array::from_fn(|axis| usize::try_from(extent[axis]? as i64 - [t, l][axis] - [b, r][axis]).ok())
-                }
+                Some(&[l, t, r, b]) => std::array::from_fn(|axis| {
+                    grown(extent[axis]?, &[[t, l][axis].checked_neg()?, [b, r][axis].checked_neg()?])
+                }),
                 _ => [None; 2],
             },
             "Upsample" | "Resize" => {
@@ -112,9 +116,12 @@ impl Resolutions {
             }
             "Concat" if attributes::int(node, "axis").is_some_and(|a| a != 1 && a != -3) => [None; 2],
             op if KEEPS_SIZE.contains(&op) => {
-                // Broadcasting: an operand of size one takes the other's.
-                let all = data.iter().map(|d| self.extent(d));
-                all.fold([None; 2], |a, b| [a[0].max(b[0]), a[1].max(b[1])])
+                // Broadcasting: an operand of size one takes the other's, and an unknown one may be of any size.
+                let all: Vec<Extent> = data.iter().map(|d| self.extent(d)).collect();
+                std::array::from_fn(|axis| {
+                    let known = all.iter().filter_map(|e| e[axis]).max();
+                    known.filter(|&n| n > 1 || all.iter().all(|e| e[axis].is_some()))
+                })
             }
             _ => [None; 2],
         }
@@ -123,7 +130,13 @@ impl Resolutions {
     fn infer_level(&self, graph: &Graph<'_>, node: &NodeProto, index: usize) -> Level {
         // The most downsampled of the inputs: constants and fresh inputs stand at 1.
         let mut level = Level { scale: [1.0; 2], after: None };
-        for name in node.input.iter().filter(|n| graph.constant(n).is_none()) {
+        let data = || node.input.iter().filter(|n| !n.is_empty() && graph.constant(n).is_none());
+        let is_gate = |name: &str| self.extent(name) == [Some(1); 2];
+        for name in data() {
+            // One number a channel, as in squeeze and excite, takes the level of what it is multiplied with.
+            if is_gate(name) && data().any(|other| !is_gate(other)) {
+                continue;
+            }
             let other = self.level(name);
             level.scale = [level.scale[0].max(other.scale[0]), level.scale[1].max(other.scale[1])];
             level.after = level.after.max(other.after);
@@ -134,7 +147,9 @@ impl Resolutions {
             }
             "ConvTranspose" => Window::of(graph, node).map(|w| w.strides.map(|s| 1.0 / s as f64)),
             "Upsample" | "Resize" => scales(graph, node).map(|s| s.map(|x| 1.0 / x)),
-            "GlobalAveragePool" | "GlobalMaxPool" | "DepthToSpace" | "SpaceToDepth" => None,
+            // One pixel is one pixel, whatever it was pooled from.
+            "GlobalAveragePool" | "GlobalMaxPool" => return Level { scale: [f64::INFINITY; 2], after: None },
+            "DepthToSpace" | "SpaceToDepth" => None,
             _ => Some([1.0; 2]),
         };
         match by {
@@ -143,6 +158,12 @@ impl Resolutions {
         }
         level
     }
+}
+
+/// A size with amounts added; none if that is no size.
+fn grown(size: usize, by: &[i64]) -> Option<usize> {
+    let sum = by.iter().try_fold(i64::try_from(size).ok()?, |n, b| n.checked_add(*b))?;
+    usize::try_from(sum).ok()
 }
 
 /// Operators whose output is as high and wide as their (broadcast) data inputs.
@@ -203,7 +224,7 @@ impl Window {
     fn of(graph: &Graph<'_>, node: &NodeProto) -> Option<Self> {
         let pair = |name: &str| match attributes::ints(node, name) {
             None => Some([1, 1]),
-            Some(&[a, b]) => (a > 0 && b > 0).then_some([a, b]),
+            Some(&[a, b]) => [a, b].iter().all(|v| (1..=LARGEST).contains(v)).then_some([a, b]),
             Some(_) => None,
         };
         let weight = || match graph.constant(node.input.get(1)?)?.dims[..] {
@@ -219,6 +240,11 @@ impl Window {
             Some(&[t, l, b, r]) => [t, l, b, r],
             Some(_) => return None,
         };
+        if kernel.iter().any(|k| !(1..=LARGEST).contains(k))
+            || pads.iter().any(|p| p.unsigned_abs() > LARGEST.unsigned_abs())
+        {
+            return None;
+        }
         let auto = attributes::string(node, "auto_pad").unwrap_or("NOTSET");
         Some(Self {
             kernel,

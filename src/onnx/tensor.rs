@@ -55,7 +55,12 @@ pub(super) fn check(tensor: &TensorProto) -> Result<()> {
     let Some(bits) = element_bits(tensor.data_type()) else {
         return Ok(());
     };
-    if let Some(raw) = &tensor.raw_data {
+    let typed = tensor.float_data.len() + tensor.double_data.len() + tensor.int32_data.len();
+    let typed = typed + tensor.int64_data.len() + tensor.uint64_data.len();
+    if let Some(raw) = tensor.raw_data.as_ref().filter(|raw| typed == 0 || !raw.is_empty()) {
+        if typed > 0 {
+            return wrong(count.to_string(), "its data twice, raw and typed".into());
+        }
         let expected = u128::from(count) * u128::from(bits);
         if expected.div_ceil(8) != raw.len() as u128 {
             return wrong(count.to_string(), format!("{} bytes", raw.len()));

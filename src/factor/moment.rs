@@ -1,0 +1,174 @@
+//! What a convolution sees: first and second moments of the rows of its input's im2col matrix, and of those rows with
+//! what the output should be.
+
+use super::linalg::add_gram_f32;
+use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, Axis, s};
+
+/// Kernel size, strides, dilations and pads of a convolution: all that turns an input into rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Kernel height and width.
+    pub kernel: [usize; 2],
+    /// Strides, height then width.
+    pub strides: [usize; 2],
+    /// Dilations, height then width.
+    pub dilations: [usize; 2],
+    /// Zeros added at top, left, bottom and right.
+    pub pads: [usize; 4],
+}
+
+impl Geometry {
+    /// Rows of the im2col matrix of one input `[in, height, width]`: one for each output pixel asked for, pixels numbered in
+    /// row-major order, columns ordered `(kh, kw, in)`.
+    #[must_use]
+    pub fn rows(&self, input: ArrayView3<'_, f32>, pixels: &[usize]) -> Array2<f32> {
+        let (channels, height, width) = input.dim();
+        let [kh, kw] = self.kernel;
+        let [_, out_w] = self.output([height, width]);
+        let mut rows = Array2::zeros((pixels.len(), kh * kw * channels));
+        let source = |out: usize, k: usize, axis: usize, size: usize| {
+            (out * self.strides[axis] + k * self.dilations[axis]).checked_sub(self.pads[axis]).filter(|&at| at < size)
+        };
+        for (mut row, pixel) in rows.outer_iter_mut().zip(pixels) {
+            let (oy, ox) = (pixel / out_w, pixel % out_w);
+            for (ky, kx) in ndarray::indices((kh, kw)) {
+                if let (Some(y), Some(x)) = (source(oy, ky, 0, height), source(ox, kx, 1, width)) {
+                    let at = (ky * kw + kx) * channels;
+                    row.slice_mut(s![at..at + channels]).assign(&input.slice(s![.., y, x]));
+                }
+            }
+        }
+        rows
+    }
+
+    /// Height and width of the output for an input of this size.
+    #[must_use]
+    pub fn output(&self, size: [usize; 2]) -> [usize; 2] {
+        [0, 1].map(|axis| {
+            let reach = self.dilations[axis] * (self.kernel[axis] - 1) + 1;
+            let room = size[axis] + self.pads[axis] + self.pads[axis + 2];
+            room.checked_sub(reach).map_or(0, |left| left / self.strides[axis] + 1)
+        })
+    }
+}
+
+/// Sums over rows `x` and, where given, outputs `y` that should follow from them.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    rows: f64,
+    x: Array1<f64>,
+    /// `Σ x·xᵀ`, lower half.
+    xx: Array2<f64>,
+    y: Array1<f64>,
+    xy: Array2<f64>,
+    yy: f64,
+}
+
+impl Moment {
+    /// No rows yet, of `inputs` columns and `outputs` outputs (none if nothing is to be fitted).
+    #[must_use]
+    pub fn new(inputs: usize, outputs: usize) -> Self {
+        Self {
+            rows: 0.0,
+            x: Array1::zeros(inputs),
+            xx: Array2::zeros((inputs, inputs)),
+            y: Array1::zeros(outputs),
+            xy: Array2::zeros((if outputs > 0 { inputs } else { 0 }, outputs)),
+            yy: 0.0,
+        }
+    }
+
+    /// Adds rows and their outputs. Products are taken in f32 and summed in f64.
+    pub fn add(&mut self, x: ArrayView2<'_, f32>, y: Option<ArrayView2<'_, f32>>) {
+        self.rows += x.nrows() as f64;
+        self.x += &x.mapv(f64::from).sum_axis(Axis(0));
+        add_gram_f32(&mut self.xx, x);
+        if let Some(y) = y {
+            let wide = y.mapv(f64::from);
+            self.y += &wide.sum_axis(Axis(0));
+            self.yy += wide.iter().map(|v| v * v).sum::<f64>();
+            self.xy += &x.t().dot(&y).mapv(f64::from);
+        }
+    }
+
+    /// How many rows.
+    #[must_use]
+    pub fn rows(&self) -> f64 {
+        self.rows
+    }
+
+    /// `E[x]`.
+    #[must_use]
+    pub fn mean(&self) -> Array1<f64> {
+        &self.x / self.rows.max(1.0)
+    }
+
+    /// `E[y]`.
+    #[must_use]
+    pub fn output_mean(&self) -> Array1<f64> {
+        &self.y / self.rows.max(1.0)
+    }
+
+    /// `E[(x − E x)(x − E x)ᵀ]`.
+    #[must_use]
+    pub fn covariance(&self) -> Array2<f64> {
+        let (n, mean) = (self.rows.max(1.0), self.mean());
+        Array2::from_shape_fn(self.xx.dim(), |(i, j)| {
+            let sum = if i >= j { self.xx[[i, j]] } else { self.xx[[j, i]] };
+            sum / n - mean[i] * mean[j]
+        })
+    }
+
+    /// `E[(x − E x)(y − E y)ᵀ]`.
+    #[must_use]
+    pub fn cross_covariance(&self) -> Array2<f64> {
+        let (n, x, y) = (self.rows.max(1.0), self.mean(), self.output_mean());
+        Array2::from_shape_fn(self.xy.dim(), |(i, j)| self.xy[[i, j]] / n - x[i] * y[j])
+    }
+
+    /// `E ‖y − E y‖²`.
+    #[must_use]
+    pub fn output_energy(&self) -> f64 {
+        let mean = self.output_mean();
+        (self.yy / self.rows.max(1.0) - mean.iter().map(|m| m * m).sum::<f64>()).max(0.0)
+    }
+}
+
+/// What a kernel `[out, in, kh, kw]` makes of one row in im2col order.
+#[must_use]
+pub fn respond(kernel: &Array4<f64>, row: &Array1<f64>) -> Vec<f64> {
+    let (_, inputs, _, kw) = kernel.dim();
+    let each = kernel
+        .outer_iter()
+        .map(|filter| filter.indexed_iter().map(|((i, y, x), w)| w * row[(y * kw + x) * inputs + i]).sum());
+    each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_hold_the_pixels_under_the_kernel() {
+        // One channel, 2×3, kernel 1×2, a zero at the left, stride 2 along the width.
+        let input = ndarray::array![[[1.0f32, 2.0, 3.0], [4.0, 5.0, 6.0]]];
+        let geometry = Geometry { kernel: [1, 2], strides: [1, 2], dilations: [1, 1], pads: [0, 1, 0, 0] };
+        let all = [[0.0, 1.0], [2.0, 3.0], [0.0, 4.0], [5.0, 6.0]];
+        assert_eq!(geometry.rows(input.view(), &[0, 1, 2, 3]), ndarray::arr2(&all));
+        assert_eq!(geometry.rows(input.view(), &[3, 0]), ndarray::arr2(&[all[3], all[0]]));
+    }
+
+    #[test]
+    fn moments_are_centred() {
+        let x = ndarray::array![[1.0f32, 2.0], [3.0, 2.0], [5.0, 8.0]];
+        let y = ndarray::array![[1.0f32], [0.0], [2.0]];
+        let mut moment = Moment::new(2, 1);
+        moment.add(x.view(), Some(y.view()));
+        let third = 1.0 / 3.0;
+        let expected = [[8.0 * third, 4.0], [4.0, 8.0]];
+        assert!(moment.covariance().iter().zip(expected.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-12));
+        let cross = [(1.0 + 10.0) * third - 3.0, (2.0 + 16.0) * third - 4.0];
+        assert!(moment.cross_covariance().iter().zip(cross).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!((moment.output_energy() - (5.0 * third - 1.0)).abs() < 1e-12);
+    }
+}
