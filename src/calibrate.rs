@@ -6,7 +6,7 @@ use crate::factor::{self, Geometry, Moment};
 use crate::images::Images;
 use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Plan;
-use crate::rewrite::{Compiled, assemble};
+use crate::rewrite::{Compiled, assemble, shifted_bias, with_kernels};
 use crate::runtime::{Feed, Input, Runner, inputs};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4, s};
 use rayon::prelude::*;
@@ -185,6 +185,67 @@ impl<'c> Calibration<'c> {
             Ok(())
         })?;
         Ok(moment)
+    }
+}
+
+/// Images on which the network's output is watched while one group changes.
+const WATCHED: usize = 48;
+
+/// The original model's output on some images, against which changed models are held.
+pub(crate) struct Watch<'c> {
+    model: &'c Model,
+    convs: &'c [Conv],
+    moments: Arc<[Moment]>,
+    inputs: &'c [Input],
+    feeds: Vec<Feed>,
+    outputs: Vec<Vec<ArrayD<f32>>>,
+    /// `Σ ‖y − E y‖²` over all outputs.
+    variation: f64,
+}
+
+impl Calibration<'_> {
+    /// Runs the original model on images spread over all of them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(crate) fn watch<'w>(
+        &'w self,
+        model: &'w Model,
+        convs: &'w [Conv],
+        moments: Arc<[Moment]>,
+    ) -> Result<Watch<'w>> {
+        let count = WATCHED.min(self.count);
+        let feeds = (0..count).map(|i| Ok(vec![self.images.feed(i * self.count / count, &self.inputs[0].dims)?]));
+        let feeds = feeds.collect::<Result<Vec<Feed>>>()?;
+        let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
+        let mut variation = 0.0;
+        for o in 0..outputs.first().map_or(0, Vec::len) {
+            let all = || outputs.iter().map(|y| y[o].mapv(f64::from));
+            let mean = all().reduce(|a, b| a + b).unwrap_or_default() / count as f64;
+            variation += all().map(|y| (y - &mean).mapv(|d| d * d).sum()).sum::<f64>();
+        }
+        Ok(Watch { model, convs, moments, inputs: &self.inputs, feeds, outputs, variation })
+    }
+}
+
+impl Watch<'_> {
+    /// `Σ ‖y − ŷ‖² / Σ ‖y − E y‖²` of the network's output when some convolutions get other kernels, their biases keeping the
+    /// mean.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(crate) fn moved(&self, members: &[usize], kernels: &[ndarray::Array4<f64>]) -> Result<f64> {
+        let replaced = members.iter().zip(kernels).map(|(&m, kernel)| {
+            (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.moments[m]))
+        });
+        let changed =
+            Runner::load(&with_kernels(self.model, replaced)?, self.inputs, "the model")?.run_all(&self.feeds)?;
+        let pairs = self.outputs.iter().flatten().zip(changed.iter().flatten());
+        let squares = |(a, b): (&ArrayD<f32>, &ArrayD<f32>)| -> f64 {
+            a.iter().zip(b).map(|(&p, &q)| (f64::from(p) - f64::from(q)).powi(2)).sum()
+        };
+        let moved: f64 = pairs.map(squares).sum();
+        Ok(if self.variation > 0.0 { moved / self.variation } else { 0.0 })
     }
 }
 

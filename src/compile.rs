@@ -5,10 +5,11 @@ use crate::error::{Error, Result};
 use crate::group::{GroupOptions, find_groups};
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::{Calibrated, Plan, PlanOptions};
 use crate::report::Report;
 use crate::rewrite::apply;
 use crate::verify::{VerifyOptions, score, verify};
+use ndarray::Array4;
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -98,8 +99,17 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
         progress("measuring what each convolution sees");
     }
     let observed = calibration.as_ref().map(|c| c.observe(model, &grouping.convs)).transpose()?;
-    let moments = observed.as_ref().map(|o| o.moments.clone());
-    let plan = match Plan::decide(model, &grouping, &options.plan, moments) {
+    let watch = match (&calibration, &observed) {
+        (Some(calibration), Some(observed)) => {
+            progress("planning: how much each group moves the network's output");
+            Some(calibration.watch(model, &grouping.convs, observed.moments.clone())?)
+        }
+        _ => None,
+    };
+    let sensitivity =
+        |members: &[usize], kernels: &[Array4<f64>]| watch.as_ref().map_or(Ok(0.0), |w| w.moved(members, kernels));
+    let calibrated = observed.as_ref().map(|o| Calibrated { moments: o.moments.clone(), sensitivity: &sensitivity });
+    let plan = match Plan::decide(model, &grouping, &options.plan, calibrated) {
         Err(Error::NothingToCompress(reason)) => {
             let report = Report::untouched(model, &grouping, &options.plan);
             return Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) });

@@ -5,9 +5,9 @@ use crate::factor::{self, Analysis, ChainForm, Kernels, Moment, Scheme};
 use crate::group::{Group, Grouping};
 use crate::onnx::{Conv, Model};
 use crate::ranks::{Curve, allocate};
-use ndarray::{CowArray, Ix4};
+use ndarray::{Array4, CowArray, Ix4};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// How ranks are chosen.
@@ -88,6 +88,43 @@ pub struct Plan {
     pub parameters_after: u64,
     /// What each convolution sees, if that was measured: then errors are measured in that norm.
     pub(crate) moments: Option<Arc<[Moment]>>,
+}
+
+/// How far the network's output moves, relative to its own variation, when some convolutions get other kernels.
+pub(crate) type Sensitivity<'s> = dyn Fn(&[usize], &[Array4<f64>]) -> Result<f64> + 's;
+
+/// What calibration adds to a decision.
+pub(crate) struct Calibrated<'s> {
+    /// What each convolution sees.
+    pub(crate) moments: Arc<[Moment]>,
+    /// Measured on the network itself.
+    pub(crate) sensitivity: &'s Sensitivity<'s>,
+}
+
+/// Relative output errors of a group, about, at which its effect on the network is measured.
+const PROBE_ERRORS: [f64; 4] = [0.03, 0.12, 0.35, 0.8];
+
+/// How far the network's output moves by the error of one group: measured points, in between a power law.
+struct Effect {
+    /// `(relative error of a member, movement)`, both ascending.
+    points: Vec<(f64, f64)>,
+}
+
+impl Effect {
+    fn at(&self, error: f64) -> f64 {
+        if error <= 0.0 {
+            return 0.0;
+        }
+        let above = self.points.partition_point(|p| p.0 < error);
+        match (above.checked_sub(1).map(|i| self.points[i]), self.points.get(above)) {
+            (Some((e0, m0)), Some(&(e1, m1))) => {
+                let share = (error / e0).ln() / (e1 / e0).ln();
+                m0 * (m1 / m0).powf(share)
+            }
+            (None, Some(&(e, m))) | (Some((e, m)), None) => m * error / e,
+            (None, None) => error,
+        }
+    }
 }
 
 /// Members of a group that are decomposed together, before ranks are chosen.
@@ -201,11 +238,39 @@ impl<'g> Unit<'g> {
         if analysis.energy() > 0.0 { analysis.error(&self.scheme.ranks(rank)) / analysis.energy() } else { 0.0 }
     }
 
-    /// Error, counted once a member, against parameters; positions are ranks from the least on.
-    fn curve(&self, analysis: &Analysis) -> Curve {
+    /// Measures how the members' error moves the network's output.
+    fn effect(&self, convs: &[Conv], analysis: &Analysis, calibrated: &Calibrated<'_>) -> Result<Effect> {
+        let kernels = Members { convs, members: &self.members };
+        let moments: Vec<&Moment> = self.members.iter().map(|&m| &calibrated.moments[m]).collect();
+        let nearest = |wanted: f64| {
+            let off = |rank: usize| (self.error(analysis, rank).max(1e-12) / wanted).ln().abs();
+            (self.scheme.least_rank()..=self.max_rank).min_by(|&a, &b| off(a).total_cmp(&off(b)))
+        };
+        let ranks: BTreeSet<usize> = PROBE_ERRORS.iter().filter_map(|&e| nearest(e)).collect();
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        for rank in ranks.into_iter().rev() {
+            let ranks = self.scheme.ranks(rank);
+            let solved = factor::factorize_calibrated(&self.chains, &kernels, &moments, &ranks, 1, analysis);
+            let failed = |reason| Error::Numerical { what: self.group.name.clone(), reason };
+            let kernels: Vec<_> =
+                solved.map(|s| (0..self.members.len()).map(|i| s.0.reconstruct(i)).collect()).map_err(failed)?;
+            let moved = (calibrated.sensitivity)(&self.members, &kernels)?.max(1e-12);
+            let error = self.error(analysis, rank).max(1e-12);
+            // A larger error that moves less is the luck of few images.
+            if points.last().is_none_or(|p| p.0 < error && p.1 < moved) {
+                points.push((error, moved));
+            }
+        }
+        Ok(Effect { points })
+    }
+
+    /// Error against parameters: once a member, or what it does to the network where that was measured. Positions are ranks
+    /// from the least on.
+    fn curve(&self, analysis: &Analysis, effect: Option<&Effect>) -> Curve {
         let n = self.members.len() as f64;
+        let damage = |error: f64| effect.map_or(n * error, |e| e.at(error));
         let ranks = self.scheme.least_rank()..=self.max_rank;
-        let points = ranks.map(|r| (self.cost(r), n * self.error(analysis, r)));
+        let points = ranks.map(|r| (self.cost(r), damage(self.error(analysis, r))));
         let mut points: Vec<(u64, f64)> = points.filter(|p| p.0 < self.whole).collect();
         points.push((self.whole, 0.0));
         Curve { points }
@@ -288,8 +353,9 @@ impl Plan {
         model: &Model,
         grouping: &Grouping,
         options: &PlanOptions,
-        moments: Option<Arc<[Moment]>>,
+        calibrated: Option<Calibrated<'_>>,
     ) -> Result<Self> {
+        let moments = calibrated.as_ref().map(|c| c.moments.clone());
         check(options)?;
         let convs = &grouping.convs;
         let mut kept = Vec::new();
@@ -334,7 +400,13 @@ impl Plan {
         let ranks: Vec<Option<usize>> = match options.policy {
             RankPolicy::Rate(rate) => units.iter().map(|u| u.rank_at(rate)).collect(),
             RankPolicy::Ratio(ratio) => {
-                let curves: Vec<Curve> = units.iter().zip(&analyses).map(|(u, a)| u.curve(a)).collect();
+                let effects = units
+                    .iter()
+                    .zip(&analyses)
+                    .map(|(unit, analysis)| calibrated.as_ref().map(|c| unit.effect(convs, analysis, c)).transpose());
+                let effects = effects.collect::<Result<Vec<Option<Effect>>>>()?;
+                let curves = units.iter().zip(&analyses).zip(&effects).map(|((u, a), e)| u.curve(a, e.as_ref()));
+                let curves: Vec<Curve> = curves.collect();
                 // A ratio within one percent is promised; half of that is worth a search.
                 let slack = (budget + fixed) / 200;
                 let chosen = allocate(&curves, budget, slack).ok_or_else(|| unreachable(ratio, 1.0, options))?;

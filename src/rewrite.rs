@@ -94,29 +94,39 @@ pub(crate) fn assemble(
 /// # Errors
 /// [`Error::Options`] if the parts do not belong together.
 pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
+    let members = plan.groups.iter().zip(&compiled.factors).flat_map(|(group, factors)| {
+        group.members.iter().enumerate().map(|(at, &member)| {
+            let conv = &plan.convs[member];
+            (conv, factors.reconstruct(at), new_bias(conv, compiled.biases.get(&member)))
+        })
+    });
+    with_kernels(model, members)
+}
+
+/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out.
+pub(crate) fn with_kernels<'c>(
+    model: &Model,
+    replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f32>>)>,
+) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let before = graph.clone();
     let mut namer = Namer::new(graph);
     let mut gone = HashSet::new();
-    for (group, factors) in plan.groups.iter().zip(&compiled.factors) {
-        for (at, &member) in group.members.iter().enumerate() {
-            let conv = &plan.convs[member];
-            let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
-            let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
-            let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
-            let kernel = factors.reconstruct(at);
-            graph.initializer.push(float_initializer(name.clone(), &conv.shape, kernel.iter().map(|&x| x as f32)));
-            node.input[1] = name;
-            if let Some(bias) = new_bias(conv, compiled.biases.get(&member)) {
-                let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
-                graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
-                node.input.truncate(2);
-                node.input.push(name);
-            }
-            node.output[0].clone_from(&conv.output);
-            gone.extend(conv.batch_norm.as_ref().map(|b| b.node));
+    for (conv, kernel, bias) in replaced {
+        let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
+        let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
+        let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
+        graph.initializer.push(float_initializer(name.clone(), &conv.shape, kernel.iter().map(|&x| x as f32)));
+        node.input[1] = name;
+        if let Some(bias) = bias {
+            let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
+            graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
+            node.input.truncate(2);
+            node.input.push(name);
         }
+        node.output[0].clone_from(&conv.output);
+        gone.extend(conv.batch_norm.as_ref().map(|b| b.node));
     }
     let mut index = 0..;
     graph.node.retain(|_| index.next().is_none_or(|i| !gone.contains(&i)));
@@ -147,14 +157,16 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     let mut biases = BTreeMap::new();
     for (at, &member) in group.members.iter().enumerate() {
         let conv = &plan.convs[member];
-        if let Some(bias) = conv.effective_bias() {
-            // b + (W − Ŵ)ᵀ·E[x]
-            let lost = conv.kernel() - factors.reconstruct(at);
-            let shift = factor::respond(&lost, &moments[member].mean());
-            biases.insert(member, bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect());
-        }
+        biases.extend(shifted_bias(conv, &factors.reconstruct(at), &moments[member]).map(|b| (member, b)));
     }
     Ok((factors, biases))
+}
+
+/// The bias that keeps the mean output when a kernel is replaced, `b + (W − Ŵ)ᵀ·E[x]`; none if the bias is computed.
+pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, moment: &Moment) -> Option<Vec<f32>> {
+    let bias = conv.effective_bias()?;
+    let shift = factor::respond(&(conv.kernel() - kernel), &moment.mean());
+    Some(bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect())
 }
 
 fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {

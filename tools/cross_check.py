@@ -28,6 +28,8 @@ LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENA
 OUTPUT_TOLERANCE = 5e-4
 # Of the reported reconstruction error, which is of the same float32 factors: rounding of float64 sums only.
 ERROR_TOLERANCE = 1e-6
+# Of the optimum that Eckart and Young's theorem gives for one chain; the factors are rounded to float32.
+OPTIMUM_TOLERANCE = 1e-6
 # Of the largest bias: one float32 rounding, and the scale's own.
 BIAS_TOLERANCE = 1e-6
 
@@ -121,6 +123,7 @@ def reference(original, small, groups):
     convs = {n.name or f"Conv({n.output[0]})": n for n in model.graph.node if n.op_type == "Conv"}
     for group in groups:
         lost = energy = 0.0
+        kernels = []
         for name in group["members"]:
             conv, new = convs[name], Rewritten(small, name)
             kernel = value(original, conv.input[1])
@@ -139,13 +142,25 @@ def reference(original, small, groups):
             product = new.kernel.astype(np.float32)
             model.graph.initializer.append(numpy_helper.from_array(product, f"{name}/reference_kernel"))
             conv.input[1] = f"{name}/reference_kernel"
+            kernels.append(kernel)
             lost += np.sum((kernel - new.kernel) ** 2)
             energy += np.sum(kernel**2)
         error, stated = np.sqrt(lost / energy), group["reconstruction_error"]
+        if len(group["ranks"]) == 1:
+            best = optimum(kernels, group["scheme"], group["ranks"][0])
+            message = f"{group['group']}: error {error:.9f} is more than the optimum's {best:.9f}"
+            check(error <= best * (1 + OPTIMUM_TOLERANCE) + 1e-7, message)
         close = abs(error - stated) <= ERROR_TOLERANCE * stated + 1e-7
         check(close, f"{group['group']}: factors miss by {error:.8f}, reported {stated:.8f}")
     drop_stale(model.graph)
     return model
+
+
+def optimum(kernels, scheme, rank):
+    """Least relative error of any factors of this rank: the singular values of the stacked matrices beyond it."""
+    matrices = [k.transpose(2, 1, 3, 0).reshape(k.shape[2] * k.shape[1], -1) for k in kernels]
+    values = np.linalg.svd(np.concatenate(matrices, axis=1 if scheme == "ljsvd" else 0), compute_uv=False)
+    return np.sqrt(np.sum(values[rank:] ** 2) / np.sum(values**2))
 
 
 def drop_stale(graph):
