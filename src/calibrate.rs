@@ -17,7 +17,7 @@ const PORTION: usize = 16;
 /// Rows that a moment needs for each of its columns; beyond that, every so many-th row is taken.
 const ROWS_PER_COLUMN: usize = 64;
 /// Turns between the factors of a layer when it is refitted.
-const REFIT_SWEEPS: usize = 3;
+const REFIT_SWEEPS: usize = 6;
 
 /// Images to calibrate on.
 pub(crate) struct Calibration<'c> {
@@ -48,6 +48,11 @@ impl<'c> Calibration<'c> {
         };
         images.feed(0, &input.dims)?;
         Ok(Self { images, count: samples.min(images.len()), inputs })
+    }
+
+    /// How many images.
+    pub(crate) fn len(&self) -> usize {
+        self.count
     }
 
     /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
@@ -189,7 +194,7 @@ impl<'c> Calibration<'c> {
 }
 
 /// Images on which the network's output is watched while one group changes.
-const WATCHED: usize = 48;
+const WATCHED: usize = 64;
 
 /// The original model's output on some images, against which changed models are held.
 pub(crate) struct Watch<'c> {

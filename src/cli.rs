@@ -16,8 +16,9 @@ use std::path::PathBuf;
 /// replaced by what the factors multiply out to (must agree to rounding, or nothing is written), and against the
 /// original itself (reported).
 ///
-/// Nothing is trained here. Plain weight decomposition loses accuracy quickly beyond a ratio of about 1.5; see what each
-/// ratio costs with --images and --labels before you rely on it.
+/// Nothing is trained here. Plain weight decomposition loses accuracy quickly beyond a ratio of about 1.5; with images to
+/// calibrate on (--calib, no labels needed) two to four times that is within reach. See what each ratio costs with --images
+/// and --labels before you rely on it.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER, max_term_width = 100)]
 pub struct Cli {
@@ -163,6 +164,7 @@ Exit codes:
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
+  onnx-jmd in.onnx out.onnx --ratio 4 --scheme separate --calib images.npy
   onnx-jmd in.onnx out.onnx --ratio 22 --scheme bi-jsvd --split 0.3
   onnx-jmd in.onnx --ratio 4 --dry-run --json -
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95";

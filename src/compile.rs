@@ -125,6 +125,7 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
         compiled = calibration.repair(model, &plan, observed, compiled, progress)?;
     }
     let mut report = Report::new(model, &grouping, &plan, Some(&compiled));
+    report.calibration_images = calibration.as_ref().map(Calibration::len);
     if let Some(how) = &options.verify {
         progress("verifying with tract");
         report.verification = Some(verify(model, &plan, &compiled, how)?);

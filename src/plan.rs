@@ -91,7 +91,7 @@ pub struct Plan {
 }
 
 /// How far the network's output moves, relative to its own variation, when some convolutions get other kernels.
-pub(crate) type Sensitivity<'s> = dyn Fn(&[usize], &[Array4<f64>]) -> Result<f64> + 's;
+pub(crate) type Sensitivity<'s> = dyn Fn(&[usize], &[Array4<f64>]) -> Result<f64> + Sync + 's;
 
 /// What calibration adds to a decision.
 pub(crate) struct Calibrated<'s> {
@@ -250,7 +250,7 @@ impl<'g> Unit<'g> {
         let mut points: Vec<(f64, f64)> = Vec::new();
         for rank in ranks.into_iter().rev() {
             let ranks = self.scheme.ranks(rank);
-            let solved = factor::factorize_calibrated(&self.chains, &kernels, &moments, &ranks, 1, analysis);
+            let solved = factor::factorize_calibrated(&self.chains, &kernels, &moments, &ranks, 0, analysis);
             let failed = |reason| Error::Numerical { what: self.group.name.clone(), reason };
             let kernels: Vec<_> =
                 solved.map(|s| (0..self.members.len()).map(|i| s.0.reconstruct(i)).collect()).map_err(failed)?;
@@ -401,7 +401,7 @@ impl Plan {
             RankPolicy::Rate(rate) => units.iter().map(|u| u.rank_at(rate)).collect(),
             RankPolicy::Ratio(ratio) => {
                 let effects = units
-                    .iter()
+                    .par_iter()
                     .zip(&analyses)
                     .map(|(unit, analysis)| calibrated.as_ref().map(|c| unit.effect(convs, analysis, c)).transpose());
                 let effects = effects.collect::<Result<Vec<Option<Effect>>>>()?;

@@ -26,6 +26,8 @@ pub struct Report {
     pub ratio: Option<f64>,
     /// Rank rate asked for.
     pub rank_rate: Option<f64>,
+    /// Images calibrated on; none if the plain weights were decomposed.
+    pub calibration_images: Option<usize>,
     /// True if nothing was done beyond the plan.
     pub dry_run: bool,
     /// Repeated blocks found.
@@ -217,6 +219,7 @@ impl Report {
             scheme: plan.options.scheme.name().into(),
             ratio,
             rank_rate,
+            calibration_images: None,
             dry_run: compiled.is_none(),
             blocks: blocks
                 .map(|b| BlockRow { structure: b.structure.clone(), occurrences: b.occurrences.clone() })
@@ -382,6 +385,12 @@ impl fmt::Display for Report {
         if !self.groups.is_empty() {
             writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
             writeln!(f, "{}\n", self.group_table().trim_fmt())?;
+        }
+        if let Some(images) = self.calibration_images {
+            writeln!(
+                f,
+                "Calibrated on {images} images; the errors above are those of the kernels, not of what the layers see\n"
+            )?;
         }
         writeln!(f, "Totals\n{}", self.totals_table().trim_fmt())?;
         if self.totals.macs.is_none() {

@@ -5,6 +5,7 @@ use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
 use super::shapes::{Extent, LARGEST, Resolutions};
 use super::{BatchNorm, attributes, tensor};
 use crate::error::{Error, Result};
+#[cfg(feature = "verify")]
 use crate::factor::Geometry;
 use ndarray::{Array1, Array4, Axis};
 use std::fmt;
@@ -255,6 +256,7 @@ impl Conv {
     }
 
     /// How the kernel slides; none if its padding is not known.
+    #[cfg(feature = "verify")]
     pub(crate) fn geometry(&self) -> Option<Geometry> {
         Some(Geometry {
             kernel: [self.shape[2], self.shape[3]],

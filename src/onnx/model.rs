@@ -132,6 +132,7 @@ impl Model {
     }
 
     /// The same graph with other values as its outputs, to look at what flows through it.
+    #[cfg(feature = "verify")]
     pub(crate) fn with_outputs(&self, values: &[&str]) -> Self {
         let mut proto = self.proto.clone();
         if let Some(graph) = &mut proto.graph {
