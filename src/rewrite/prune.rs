@@ -1,0 +1,59 @@
+//! Takes out of a graph what a rewrite has left without readers.
+
+use crate::onnx::is_standard;
+use crate::onnx::proto::GraphProto;
+use std::collections::{HashMap, HashSet};
+
+/// Removes what `before` read and nothing reads now: initializers (as inputs too, where listed), constants and identities,
+/// and descriptions of values that are gone. What nothing read before either is not ours to remove.
+pub(super) fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
+    let was_read = read_names(before);
+    let mut readings = read_names(graph);
+    let made: HashMap<String, usize> = graph
+        .node
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| is_standard(n) && matches!(n.op_type(), "Constant" | "Identity"))
+        .flat_map(|(i, n)| n.output.iter().map(move |o| (o.clone(), i)))
+        .collect();
+    let mut idle: Vec<String> = was_read.keys().filter(|n| !readings.contains_key(*n)).cloned().collect();
+    let mut dead = HashSet::new();
+    while let Some(name) = idle.pop() {
+        let Some(&index) = made.get(&name) else { continue };
+        let node = &graph.node[index];
+        if node.output.iter().any(|o| readings.contains_key(o)) || !dead.insert(index) {
+            continue;
+        }
+        for input in &node.input {
+            if let Some(count) = readings.get_mut(input) {
+                *count -= 1;
+                if *count == 0 {
+                    readings.remove(input);
+                    idle.push(input.clone());
+                }
+            }
+        }
+    }
+    let mut index = 0..;
+    graph.node.retain(|_| index.next().is_none_or(|i| !dead.contains(&i)));
+    graph.initializer.retain(|t| !was_read.contains_key(t.name()) || readings.contains_key(t.name()));
+    let kept: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    let gone: HashSet<&str> = before.initializer.iter().map(|t| t.name()).filter(|n| !kept.contains(n)).collect();
+    graph.input.retain(|i| !gone.contains(i.name()));
+    let made: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
+    let lost: HashSet<&str> =
+        before.node.iter().flat_map(|n| &n.output).map(String::as_str).filter(|o| !made.contains(o)).collect();
+    graph.value_info.retain(|v| !lost.contains(v.name()) && !gone.contains(v.name()));
+    graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
+}
+
+/// How often each value is read by a node, a subgraph or the graph's output.
+fn read_names(graph: &GraphProto) -> HashMap<String, usize> {
+    let outputs = graph.output.iter().map(|o| o.name());
+    let nodes = graph.node.iter().flat_map(|n| n.input.iter().map(String::as_str).chain(crate::onnx::captures(n)));
+    let mut readings = HashMap::new();
+    for name in outputs.chain(nodes) {
+        *readings.entry(name.to_owned()).or_default() += 1;
+    }
+    readings
+}
