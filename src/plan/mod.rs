@@ -47,7 +47,7 @@ impl Default for PlanOptions {
 /// Convolutions that are decomposed together, and how.
 #[derive(Debug, Clone)]
 pub struct GroupPlan {
-    /// Name of the [`Group`] they come from.
+    /// Name of the [`Group`](crate::Group) they come from.
     pub group: String,
     /// Their common neighbourhood.
     pub role: String,
