@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// original itself (reported).
 ///
 /// Nothing is trained here. Plain weight decomposition loses accuracy quickly beyond a ratio of about 1.5; with images to
-/// calibrate on (--calib, no labels needed) two to four times that is within reach. See what each ratio costs with --images
+/// calibrate on (--calib, no labels needed) it lasts longer. See what each ratio costs with --images
 /// and --labels before you rely on it.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER, max_term_width = 100)]

@@ -96,6 +96,7 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
     let calibration = options.calibration.as_ref().map(|(images, n)| Calibration::new(model, images, *n, shapes));
     let calibration = calibration.transpose()?;
     if calibration.is_some() {
+        Plan::precheck(model, &grouping, &options.plan)?;
         progress("measuring what each convolution sees");
     }
     let observed = calibration.as_ref().map(|c| c.observe(model, &grouping.convs)).transpose()?;

@@ -102,3 +102,13 @@ fn calibration_images_that_do_not_fit_are_refused_before_any_work() {
     assert!(message.contains("[1, 28, 28]") && message.contains("[1, 3, 32, 32]"), "{message}");
     assert!(!out.exists());
 }
+
+#[test]
+fn a_ratio_out_of_reach_is_refused_before_the_images_are_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (fixture("fashion-resnet.onnx"), folder.path().join("out.onnx"));
+    let calib = fixture("fashion-calib-images.npy");
+    let output = run(&[text(&model), text(&out), "--ratio", "1000", "--calib", text(&calib)]);
+    assert_eq!(output.status.code(), Some(5));
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("measuring"));
+}

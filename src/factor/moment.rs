@@ -91,12 +91,6 @@ impl Moment {
         }
     }
 
-    /// How many rows.
-    #[must_use]
-    pub fn rows(&self) -> f64 {
-        self.rows
-    }
-
     /// `E[x]`.
     #[must_use]
     pub fn mean(&self) -> Array1<f64> {

@@ -1,6 +1,6 @@
 //! A `BatchNormalization` that a convolution can absorb.
 
-use super::graph::{Graph, label};
+use super::graph::Graph;
 use super::{attributes, tensor::read_floats};
 
 /// Inference-time batch normalisation as an affine map per output channel: `y = scale·x + shift`, with
@@ -8,7 +8,6 @@ use super::{attributes, tensor::read_floats};
 #[derive(Debug, Clone)]
 pub(crate) struct BatchNorm {
     pub(crate) node: usize,
-    pub(crate) name: String,
     pub(crate) scale: Vec<f64>,
     pub(crate) shift: Vec<f64>,
     /// The value it writes.
@@ -43,7 +42,6 @@ impl BatchNorm {
         let own = (1..5).filter(|&i| graph.constant_uses(&node.input[i]) == 1).count();
         finite.then(|| Self {
             node: index,
-            name: label(node),
             scale,
             shift,
             output: node.output[0].clone(),

@@ -292,12 +292,6 @@ impl Conv {
     pub fn macs(&self, [height, width]: [usize; 2]) -> u64 {
         self.weights().saturating_mul(height as u64).saturating_mul(width as u64)
     }
-
-    /// Nodes that the rewrite takes away: the convolution and the batch norm folded into it.
-    #[must_use]
-    pub fn replaces(&self) -> Vec<String> {
-        std::iter::once(self.name.clone()).chain(self.batch_norm.iter().map(|b| b.name.clone())).collect()
-    }
 }
 
 /// Multiplies each output channel of a kernel.

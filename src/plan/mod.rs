@@ -104,6 +104,18 @@ impl Plan {
         Self::decide(model, grouping, options, None)
     }
 
+    /// What [`Plan::build`] refuses before any decomposition, for callers with other work to do first.
+    ///
+    /// # Errors
+    /// As there; a model with nothing to compress is none of them.
+    #[cfg(feature = "verify")]
+    pub(crate) fn precheck(model: &Model, grouping: &Grouping, options: &PlanOptions) -> Result<()> {
+        match candidates(model, grouping, options, true) {
+            Err(Error::NothingToCompress(_)) | Ok(_) => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
     /// The same, with errors measured by what each convolution of `grouping` sees.
     pub(crate) fn decide(
         model: &Model,
@@ -112,39 +124,9 @@ impl Plan {
         calibrated: Option<Calibrated<'_>>,
     ) -> Result<Self> {
         let moments = calibrated.as_ref().map(|c| c.moments.clone());
-        check(options)?;
         let convs = &grouping.convs;
-        let mut kept = Vec::new();
-        let (mut units, idle): (Vec<_>, Vec<_>) =
-            units(grouping, options, moments.is_some()).into_iter().partition(Unit::pays);
-        for member in idle.iter().flat_map(|u| &u.members) {
-            kept.push(Kept {
-                name: convs[*member].name.clone(),
-                reason: crate::onnx::SkipReason::NeverPays.to_string(),
-            });
-        }
-        if units.is_empty() {
-            return Err(Error::NothingToCompress(nothing(grouping)));
-        }
-        let before = model.parameters();
-        let movable: u64 = units.iter().map(|u| u.whole).sum();
-        let fixed = before.saturating_sub(movable);
-        let budget = match options.policy {
-            RankPolicy::Rate(_) => 0,
-            RankPolicy::Ratio(ratio) => {
-                let target = (before as f64 / ratio).floor() as u64;
-                let least = fixed + units.iter().map(Unit::least).sum::<u64>();
-                if least > target {
-                    let largest = before as f64 / least.max(1) as f64;
-                    return Err(unreachable(ratio, largest, options));
-                }
-                for unit in &mut units {
-                    unit.limit(target - least);
-                }
-                target - fixed
-            }
-        };
-        units.iter().flat_map(|u| &u.members).try_for_each(|&m| convs[m].check_finite())?;
+        let Candidates { units, mut kept, before, fixed, budget } =
+            candidates(model, grouping, options, moments.is_some())?;
         // The largest first, so that the threads end together; results come back in graph order.
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
@@ -209,6 +191,57 @@ impl Plan {
             moments,
         })
     }
+}
+
+/// What can be decomposed, and how many parameters it may take.
+struct Candidates<'g> {
+    units: Vec<Unit<'g>>,
+    kept: Vec<Kept>,
+    /// Parameters of the model.
+    before: u64,
+    /// Those that no decomposition changes.
+    fixed: u64,
+    /// Those left for the candidates; of no meaning for a rate.
+    budget: u64,
+}
+
+/// Everything that shapes alone decide, refusals included.
+fn candidates<'g>(
+    model: &Model,
+    grouping: &'g Grouping,
+    options: &PlanOptions,
+    calibrated: bool,
+) -> Result<Candidates<'g>> {
+    check(options)?;
+    let convs = &grouping.convs;
+    let mut kept = Vec::new();
+    let (mut units, idle): (Vec<_>, Vec<_>) = units(grouping, options, calibrated).into_iter().partition(Unit::pays);
+    for member in idle.iter().flat_map(|u| &u.members) {
+        kept.push(Kept { name: convs[*member].name.clone(), reason: crate::onnx::SkipReason::NeverPays.to_string() });
+    }
+    if units.is_empty() {
+        return Err(Error::NothingToCompress(nothing(grouping)));
+    }
+    let before = model.parameters();
+    let movable: u64 = units.iter().map(|u| u.whole).sum();
+    let fixed = before.saturating_sub(movable);
+    let budget = match options.policy {
+        RankPolicy::Rate(_) => 0,
+        RankPolicy::Ratio(ratio) => {
+            let target = (before as f64 / ratio).floor() as u64;
+            let least = fixed + units.iter().map(Unit::least).sum::<u64>();
+            if least > target {
+                let largest = before as f64 / least.max(1) as f64;
+                return Err(unreachable(ratio, largest, options));
+            }
+            for unit in &mut units {
+                unit.limit(target - least);
+            }
+            target - fixed
+        }
+    };
+    units.iter().flat_map(|u| &u.members).try_for_each(|&m| convs[m].check_finite())?;
+    Ok(Candidates { units, kept, before, fixed, budget })
 }
 
 fn check(options: &PlanOptions) -> Result<()> {

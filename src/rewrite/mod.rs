@@ -157,6 +157,9 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     let seen: Vec<&Moment> = group.members.iter().map(|&m| &moments[m]).collect();
     let (factors, _) = factor::factorize_calibrated(&chains, &kernels, &seen, &group.ranks, SWEEPS, &group.analysis)
         .map_err(failed)?;
+    if !factors.is_finite() {
+        return Err(failed("its factors exceed float32".into()));
+    }
     let mut biases = BTreeMap::new();
     for (at, &member) in group.members.iter().enumerate() {
         let conv = &plan.convs[member];
