@@ -3,7 +3,7 @@
 use clap::{Parser, ValueEnum};
 use onnx_jmd::{
     Error, Gates, GroupBy, GroupOptions, Images, InputShape, Options, PlanOptions, RankPolicy, Result, Scheme,
-    VerifyOptions,
+    SchemeChoice, Unfolding, VerifyOptions,
 };
 use regex::Regex;
 use std::path::PathBuf;
@@ -39,9 +39,17 @@ pub struct Cli {
     #[arg(long, value_name = "RATE", conflicts_with = "ratio", help_heading = "What to do")]
     rank_rate: Option<f64>,
 
-    /// What the members of a group share
-    #[arg(long, value_enum, default_value_t = SchemeName::Ljsvd, help_heading = "What to do")]
+    /// What the members of a group share; auto decides for each convolution by the error to expect
+    #[arg(long, value_enum, default_value_t = SchemeName::Auto, help_heading = "What to do")]
     scheme: SchemeName,
+
+    /// Where a kernel is cut, if the scheme is not auto
+    #[arg(long, value_enum, help_heading = "What to do")]
+    unfolding: Option<UnfoldingName>,
+
+    /// Round ranks beyond four times N to multiples of N, as runtimes compute channels in blocks; 1 leaves them free
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "What to do")]
+    align: u16,
 
     /// bi-jsvd: share of the rank that goes to the left-shared chain, 0 to 1
     #[arg(long, value_name = "P", default_value_t = 0.5, help_heading = "What to do")]
@@ -171,6 +179,7 @@ Examples:
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum SchemeName {
+    Auto,
     Separate,
     Ljsvd,
     #[value(name = "rjsvd-1")]
@@ -178,6 +187,13 @@ enum SchemeName {
     #[value(name = "rjsvd-2")]
     Rjsvd2,
     BiJsvd,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum UnfoldingName {
+    Spatial,
+    FilterBank,
+    PointwiseFirst,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -207,12 +223,22 @@ impl Cli {
     /// # Errors
     /// [`Error::Options`] or [`Error::Images`] for arguments that contradict each other or files that do not fit.
     pub fn options(self) -> Result<(Paths, Options)> {
+        let unfolding = match self.unfolding {
+            None | Some(UnfoldingName::Spatial) => Unfolding::SPATIAL,
+            Some(UnfoldingName::FilterBank) => Unfolding::FILTER_BANK,
+            Some(UnfoldingName::PointwiseFirst) => Unfolding::POINTWISE_FIRST,
+        };
+        let only = |scheme: Scheme| SchemeChoice::Only(scheme.on(unfolding));
         let scheme = match self.scheme {
-            SchemeName::Separate => Scheme::Separate,
-            SchemeName::Ljsvd => Scheme::LeftShared,
-            SchemeName::Rjsvd1 => Scheme::RightSharedWithFirst,
-            SchemeName::Rjsvd2 => Scheme::RightShared,
-            SchemeName::BiJsvd => Scheme::BothShared { split: self.split },
+            SchemeName::Auto if self.unfolding.is_some() => {
+                return Err(Error::Options("--unfolding needs a --scheme: auto chooses both".into()));
+            }
+            SchemeName::Auto => SchemeChoice::Auto,
+            SchemeName::Separate => only(Scheme::Separate),
+            SchemeName::Ljsvd => only(Scheme::LeftShared),
+            SchemeName::Rjsvd1 => only(Scheme::RightSharedWithFirst),
+            SchemeName::Rjsvd2 => only(Scheme::RightShared),
+            SchemeName::BiJsvd => only(Scheme::BothShared { split: self.split }),
         };
         let policy = match (self.ratio, self.rank_rate) {
             (_, Some(rate)) => RankPolicy::Rate(rate),
@@ -240,7 +266,13 @@ impl Cli {
                 exclude: self.exclude,
                 input_shapes,
             },
-            plan: PlanOptions { scheme, policy, iterations: self.iterations, allow_more_macs: self.allow_more_macs },
+            plan: PlanOptions {
+                scheme,
+                policy,
+                iterations: self.iterations,
+                allow_more_macs: self.allow_more_macs,
+                align: usize::from(self.align),
+            },
             verify: (!self.no_verify).then_some(verify),
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
             calibration: match &self.calib {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::group::{GroupOptions, find_groups};
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{Calibrated, Plan, PlanOptions};
+use crate::plan::{Calibrated, Plan, PlanOptions, Prospects};
 use crate::report::Report;
 use crate::rewrite::apply;
 use crate::verify::{VerifyOptions, score, verify};
@@ -103,14 +103,16 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
     let watch = match (&calibration, &observed) {
         (Some(calibration), Some(observed)) => {
             progress("planning: how much each group moves the network's output");
-            Some(calibration.watch(model, &grouping.convs, observed.moments.clone())?)
+            Some(calibration.watch(model, &grouping.convs, observed.sights.clone())?)
         }
         _ => None,
     };
     let sensitivity =
         |members: &[usize], kernels: &[Array4<f64>]| watch.as_ref().map_or(Ok(0.0), |w| w.moved(members, kernels));
-    let calibrated = observed.as_ref().map(|o| Calibrated { moments: o.moments.clone(), sensitivity: &sensitivity });
-    let plan = match Plan::decide(model, &grouping, &options.plan, calibrated) {
+    let calibrated = observed.as_ref().map(|o| Calibrated { sights: o.sights.clone(), sensitivity: &sensitivity });
+    let plan = match Prospects::new(model, &grouping, &options.plan, calibrated.as_ref())
+        .and_then(|p| p.plan(options.plan.policy))
+    {
         Err(Error::NothingToCompress(reason)) => {
             let report = Report::untouched(model, &grouping, &options.plan);
             return Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) });

@@ -20,7 +20,7 @@
 //! use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, compile};
 //!
 //! let model = Model::open("fixtures/fashion-resnet.onnx")?;
-//! let plan = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Ratio(4.0), ..PlanOptions::default() };
+//! let plan = PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Ratio(4.0), ..PlanOptions::default() };
 //! let done = compile(&model, &Options { plan, ..Options::default() }, &|_| ())?;
 //! assert!(done.report.totals.parameters.ratio >= 4.0);
 //! let verification = done.report.verification.expect("verified by default");
@@ -64,12 +64,12 @@ mod verify;
 #[cfg(feature = "verify")]
 pub use compile::{Compilation, Gates, Options, compile};
 pub use error::{Error, Result};
-pub use factor::Scheme;
-pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, find_groups};
+pub use factor::{Form, Scheme, Unfolding};
+pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
 pub use images::Images;
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
-pub use plan::{GroupPlan, Kept, Plan, PlanOptions, RankPolicy};
+pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
 pub use report::{
     Approximation, BlockRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score, Totals, Verification,
 };

@@ -4,8 +4,10 @@
 //! error. The choice walks the lower convex hulls of all curves together, steepest first, which is the optimum of the
 //! Lagrangian `Σ error + λ·Σ parameters`; what the hulls' corners leave of the budget goes to the steps between them. Where
 //! that still leaves much, because the next step of every group is too large, each group in turn is forced to stay whole or
-//! forbidden to, the best of these choices is taken, and some ranks of one group go to another.
+//! forbidden to, the best of these choices is taken, and some ranks of one group go to another. Where convolutions can be
+//! put together in several ways, the same price λ decides which.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 /// What one group can become: `(parameters, error)`, parameters ascending, the last point the group left whole.
@@ -56,6 +58,91 @@ impl Curve {
     }
 }
 
+/// What some convolutions can become together, whatever the form.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    /// The convolutions, ascending.
+    pub(crate) members: Vec<usize>,
+    /// Their curve.
+    pub(crate) curve: Curve,
+}
+
+/// Steps of bisection for the price of a parameter.
+const PRICES: usize = 60;
+/// Prices around the right one whose partitions are tried.
+const TRIED: usize = 6;
+
+/// Which offers to take, each convolution in exactly one, and one point of each, together at most `budget` parameters: the least
+/// error found. At a price λ a parameter an offer is worth its `min (error + λ·parameters)`, and the partition that is worth
+/// most follows greedily; λ is what makes the sum meet the budget.
+pub(crate) fn choose(offers: &[Offer], budget: u64, slack: u64) -> Option<Vec<(usize, usize)>> {
+    let at_price = |price: f64| {
+        let best = |curve: &Curve| {
+            let values = curve.points.iter().map(|p| p.1 + price * p.0 as f64).enumerate();
+            values.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or_default()
+        };
+        let best: Vec<(usize, f64)> = offers.iter().map(|o| best(&o.curve)).collect();
+        let values: Vec<f64> = best.iter().map(|b| b.1).collect();
+        let taken = cover(&offers.iter().map(|o| &o.members[..]).collect::<Vec<_>>(), &values);
+        let cost: u64 = taken.iter().map(|&o| offers[o].curve.cost(best[o].0)).sum();
+        (taken, cost)
+    };
+    let mut partitions: BTreeSet<Vec<usize>> = BTreeSet::new();
+    // From where errors of one decide to where a parameter outweighs any error.
+    let (mut low, mut high) = (1e-18, 1e6);
+    for _ in 0..PRICES {
+        let middle = f64::sqrt(low * high);
+        if at_price(middle).1 <= budget { high = middle } else { low = middle }
+    }
+    for step in 0..TRIED {
+        let away = 1.0 + 0.15 * step as f64;
+        partitions.extend([at_price(low / away).0, at_price(high * away).0]);
+    }
+    // The cheapest of all, and nothing shared that need not be.
+    let members: Vec<&[usize]> = offers.iter().map(|o| &o.members[..]).collect();
+    partitions.insert(cover(&members, &offers.iter().map(|o| o.curve.cost(0) as f64).collect::<Vec<_>>()));
+    partitions.insert(cover(&members, &offers.iter().map(|o| (o.members.len() as f64).powi(2)).collect::<Vec<_>>()));
+    let mut least: Option<(f64, Vec<(usize, usize)>)> = None;
+    for taken in partitions {
+        let curves: Vec<Curve> = taken.iter().map(|&o| offers[o].curve.clone()).collect();
+        let Some(points) = allocate(&curves, budget, slack) else { continue };
+        let error: f64 = curves.iter().zip(&points).map(|(c, &at)| c.points[at].1).sum();
+        if least.as_ref().is_none_or(|l| error < l.0) {
+            least = Some((error, taken.into_iter().zip(points).collect()));
+        }
+    }
+    least.map(|l| l.1)
+}
+
+/// A partition of all that the sets hold into some of them, of about the least total value: sets of several in the order of
+/// what they are worth more than their members alone, as far as they do not overlap. Each member must also be there alone.
+pub(crate) fn cover(sets: &[&[usize]], values: &[f64]) -> Vec<usize> {
+    let mut alone: BTreeMap<usize, usize> = BTreeMap::new();
+    for (at, set) in sets.iter().enumerate() {
+        if let [member] = set {
+            alone.entry(*member).or_insert(at);
+        }
+    }
+    let alone_value = |m: &usize| alone.get(m).map_or(0.0, |&at| values[at]);
+    let gain = |at: usize| sets[at].iter().map(alone_value).sum::<f64>() - values[at];
+    let mut gains: Vec<(usize, f64)> =
+        (0..sets.len()).filter(|&at| sets[at].len() > 1).map(|at| (at, gain(at))).collect();
+    gains.retain(|g| g.1 > 0.0);
+    // Stable: of equals the first in the graph.
+    gains.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let mut left: BTreeSet<usize> = alone.keys().copied().collect();
+    let mut taken = Vec::new();
+    for (at, _) in gains {
+        if sets[at].iter().all(|m| left.contains(m)) {
+            sets[at].iter().for_each(|m| _ = left.remove(m));
+            taken.push(at);
+        }
+    }
+    taken.extend(left.iter().filter_map(|m| alone.get(m)));
+    taken.sort_unstable();
+    taken
+}
+
 /// One point of each curve.
 #[derive(Debug, Clone)]
 struct Choice {
@@ -69,7 +156,7 @@ const ROUNDS: usize = 8;
 
 /// One point of each curve, together at most `budget` parameters; none if even the cheapest exceed it. More than `slack`
 /// parameters are left over only if nothing found uses them better.
-pub(crate) fn allocate(curves: &[Curve], budget: u64, slack: u64) -> Option<Vec<usize>> {
+fn allocate(curves: &[Curve], budget: u64, slack: u64) -> Option<Vec<usize>> {
     let mut allowed: Vec<RangeInclusive<usize>> = curves.iter().map(|c| 0..=c.whole()).collect();
     let mut now = greedy(curves, &allowed, budget)?;
     let mut best = now.clone();

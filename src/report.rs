@@ -3,7 +3,7 @@
 use crate::factor;
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model, SkipReason};
-use crate::plan::{Kept, Plan, PlanOptions, RankPolicy};
+use crate::plan::{Alternative, Kept, Plan, PlanOptions, RankPolicy};
 use crate::rewrite::{Compiled, shares};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -84,6 +84,8 @@ pub struct GroupRow {
     pub predicted_error: f64,
     /// `‖W − Ŵ‖ / ‖W‖` of the written factors.
     pub reconstruction_error: Option<f64>,
+    /// Other forms for the same members at no more parameters, least effect first.
+    pub alternatives: Vec<Alternative>,
 }
 
 /// One quantity before and after.
@@ -174,7 +176,7 @@ impl Report {
         let mut groups = Vec::new();
         for (index, group) in plan.groups.iter().enumerate() {
             let convs = || group.members.iter().map(|&m| &plan.convs[m]);
-            let chains = group.scheme.chains();
+            let chains = group.form.chains();
             let macs = |f: &Macs<'_>| {
                 let known = |e: [Option<usize>; 2]| Some([e[0]?, e[1]?]);
                 let each = convs().map(|c| Some(f(c, known(c.input_extent)?, known(c.output_extent)?)));
@@ -185,7 +187,7 @@ impl Report {
                 role: group.role.clone(),
                 members: convs().map(|c| c.name.clone()).collect(),
                 kernels: convs().map(|c| c.shape).collect(),
-                scheme: group.scheme.name().into(),
+                scheme: group.form.to_string(),
                 shared: shares(group),
                 ranks: group.ranks.clone(),
                 parameters_before: group.parameters_before,
@@ -194,6 +196,7 @@ impl Report {
                 macs_after: macs(&|c, input, output| factor::macs(&chains, &group.ranks, c.shape, input, output)),
                 predicted_error: group.predicted_error,
                 reconstruction_error: compiled.map(|c| c.errors[index]),
+                alternatives: group.alternatives.clone(),
             });
         }
         let whole: Option<u64> =
@@ -216,7 +219,7 @@ impl Report {
         Self {
             report_version: REPORT_VERSION,
             version: env!("CARGO_PKG_VERSION").into(),
-            scheme: plan.options.scheme.name().into(),
+            scheme: plan.options.scheme.to_string(),
             ratio,
             rank_rate,
             calibration_images: None,
@@ -250,7 +253,7 @@ impl Report {
             kept: kept.collect(),
             parameters_before: parameters,
             parameters_after: parameters,
-            moments: None,
+            sights: None,
         };
         Self::new(model, grouping, &plan, None)
     }

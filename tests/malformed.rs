@@ -184,7 +184,8 @@ fn tiny() -> Vec<u8> {
 /// Everything short of running the model, which tract does under its own guard.
 fn try_all(bytes: Vec<u8>) {
     if let Ok(model) = Model::from_bytes(bytes) {
-        let plan = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Rate(0.5), ..PlanOptions::default() };
+        let plan =
+            PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Rate(0.5), ..PlanOptions::default() };
         let options = Options { plan, verify: None, ..Options::default() };
         if let Ok(done) = compile(&model, &options, &|_| ()) {
             let written = done.model.unwrap().to_bytes();

@@ -15,7 +15,7 @@ fn grouped(resnet: ResNet) -> (Model, Grouping) {
 }
 
 fn plan(model: &Model, grouping: &Grouping, scheme: Scheme, policy: RankPolicy) -> Result<Plan> {
-    Plan::build(model, grouping, &PlanOptions { scheme, policy, ..PlanOptions::default() })
+    Plan::build(model, grouping, &PlanOptions { scheme: scheme.into(), policy, ..PlanOptions::default() })
 }
 
 const SCHEMES: [Scheme; 5] = [
@@ -62,7 +62,7 @@ fn no_group_grows_and_no_convolution_computes_more() {
             for group in &plan.groups {
                 assert!(group.parameters_after < group.parameters_before, "{scheme} {}", group.group);
                 for conv in group.members.iter().map(|&m| &plan.convs[m]) {
-                    let chains = group.scheme.chains();
+                    let chains = group.form.chains();
                     let size = [conv.output_extent[0].unwrap(), conv.output_extent[1].unwrap()];
                     let input = [conv.input_extent[0].unwrap(), conv.input_extent[1].unwrap()];
                     let macs = onnx_jmd::factor::macs(&chains, &group.ranks, conv.shape, input, size);
@@ -81,7 +81,12 @@ fn multiply_accumulates_are_those_of_the_written_convolutions() {
     let y = b.conv("image", &spec);
     let model = Model::from_bytes(b.build(&[&y])).unwrap();
     let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
-    let options = PlanOptions { policy: RankPolicy::Rate(0.3), allow_more_macs: true, ..PlanOptions::default() };
+    let options = PlanOptions {
+        scheme: Scheme::LeftShared.into(),
+        policy: RankPolicy::Rate(0.3),
+        allow_more_macs: true,
+        ..PlanOptions::default()
+    };
     let plan = Plan::build(&model, &grouping, &options).unwrap();
     let rank = plan.groups[0].ranks[0] as u64;
     let report = Report::new(&model, &grouping, &plan, None);

@@ -19,7 +19,7 @@ const SCHEMES: [Scheme; 5] = [
 ];
 
 fn options(scheme: Scheme, policy: RankPolicy) -> Options {
-    let plan = PlanOptions { scheme, policy, iterations: 3, allow_more_macs: true };
+    let plan = PlanOptions { scheme: scheme.into(), policy, iterations: 3, allow_more_macs: true, align: 1 };
     Options { plan, verify: Some(VerifyOptions { inputs: 2, ..VerifyOptions::default() }), ..Options::default() }
 }
 
@@ -108,7 +108,7 @@ fn parameters_counted_are_parameters_written() {
     let model = Model::from_bytes(ResNet { width: 8, cifar: true, batch_norm: true, ..ResNet::R18 }.build()).unwrap();
     for scheme in SCHEMES {
         let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
-        let plan = PlanOptions { scheme, policy: RankPolicy::Ratio(3.0), ..PlanOptions::default() };
+        let plan = PlanOptions { scheme: scheme.into(), policy: RankPolicy::Ratio(3.0), ..PlanOptions::default() };
         let plan = Plan::build(&model, &grouping, &plan).unwrap();
         let compiled = apply(&model, &plan).unwrap();
         assert_eq!(plan.parameters_after, compiled.model.parameters(), "{scheme}");
@@ -195,7 +195,8 @@ fn a_folded_batch_norm_computes_what_it_did() {
 fn a_written_model_that_computes_something_else_is_caught() {
     let model = Model::from_bytes(small_resnet(3)).unwrap();
     let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
-    let plan = PlanOptions { policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
+    let plan =
+        PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
     let plan = Plan::build(&model, &grouping, &plan).unwrap();
     let mut compiled = apply(&model, &plan).unwrap();
     let mut written = decode(&compiled.model.to_bytes());

@@ -180,7 +180,8 @@ fn what_no_rank_makes_smaller_is_kept_with_that_reason() {
     let y = b.conv(&x, &ConvSpec::new(16, 3));
     let model = Model::from_bytes(b.build(&[&y])).unwrap();
     let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
-    let options = PlanOptions { policy: RankPolicy::Rate(0.1), ..PlanOptions::default() };
+    let options =
+        PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Rate(0.1), ..PlanOptions::default() };
     let plan = Plan::build(&model, &grouping, &options).unwrap();
     assert_eq!(plan.kept.len(), 1);
     assert_eq!(plan.kept[0].reason, SkipReason::NeverPays.to_string());
@@ -190,7 +191,8 @@ fn what_no_rank_makes_smaller_is_kept_with_that_reason() {
 fn our_own_factors() {
     let model = Model::from_bytes(small_resnet(2)).unwrap();
     let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
-    let options = PlanOptions { scheme: Scheme::LeftShared, policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
+    let options =
+        PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
     let plan = Plan::build(&model, &grouping, &options).unwrap();
     let small = onnx_jmd::apply(&model, &plan).unwrap().model;
     let again = find_groups(&small, &GroupOptions::default()).unwrap();

@@ -43,13 +43,25 @@ pub struct Analysis {
     bases: Vec<Vec<Basis>>,
     /// `Σ ‖Wᵢ‖²`.
     energy: f64,
+    /// For each chain and member, how much of the member's own energy each vector of the basis carries.
+    shares: Vec<Vec<Vec<f64>>>,
 }
 
 impl Analysis {
-    pub(super) fn new(bases: Vec<Vec<Basis>>) -> Self {
+    /// `shares` are those of each chain and member; they may be left out where nobody asks for a member's error.
+    pub(super) fn new(bases: Vec<Vec<Basis>>, shares: Vec<Vec<Vec<f64>>>) -> Self {
         // Every chain's spectra sum to the same whole.
         let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
-        Self { bases, energy }
+        Self { bases, energy, shares }
+    }
+
+    /// Relative squared error to expect of one member at these ranks.
+    pub(crate) fn member_error(&self, member: usize, ranks: &[usize]) -> f64 {
+        let left_over = self.shares.iter().zip(ranks).map(|(chain, &rank)| {
+            let kept: f64 = chain.get(member).map_or(0.0, |s| s.iter().take(rank).sum());
+            (1.0 - kept).clamp(0.0, 1.0)
+        });
+        left_over.product()
     }
 
     /// The bases of a chain at a rank.
@@ -84,16 +96,34 @@ impl Analysis {
 /// The solver's reason if an eigendecomposition does not converge.
 pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usize) -> Result<Analysis, String> {
     let members = kernels.shapes().len();
-    let bases = chains.iter().map(|chain| {
+    let mut bases = Vec::new();
+    let mut shares = Vec::new();
+    for chain in chains {
         let sizes: Vec<_> = kernels.shapes().iter().map(|&s| oriented_shape(chain, s)).collect();
         let block = |i: usize| oriented(chain.basis_side(), unfolded(chain, kernels, i));
         if chain.first == Ownership::Own && chain.last == Ownership::Own {
-            (0..members).map(|i| leading_basis(&sizes[i..=i], &|_| block(i), keep)).collect()
+            let each = (0..members).map(|i| leading_basis(&sizes[i..=i], &|_| block(i), keep));
+            let each = each.collect::<Result<Vec<Basis>, String>>()?;
+            shares.push(each.iter().map(|b| relative(&b.spectrum, b.spectrum.iter().sum())).collect());
+            bases.push(each);
         } else {
-            leading_basis(&sizes, &block, keep).map(|b| vec![b])
+            let basis = leading_basis(&sizes, &block, keep)?;
+            let carried = (0..members).map(|i| {
+                let matrix = block(i);
+                let energies: Vec<f64> =
+                    basis.vectors.t().dot(&matrix).outer_iter().map(|row| row.iter().map(|x| x * x).sum()).collect();
+                relative(&energies, matrix.iter().map(|x| x * x).sum())
+            });
+            shares.push(carried.collect());
+            bases.push(vec![basis]);
         }
-    });
-    Ok(Analysis::new(bases.collect::<Result<_, String>>()?))
+    }
+    Ok(Analysis::new(bases, shares))
+}
+
+/// Energies as shares of a whole.
+pub(super) fn relative(energies: &[f64], whole: f64) -> Vec<f64> {
+    energies.iter().map(|e| if whole > 0.0 { e / whole } else { 0.0 }).collect()
 }
 
 /// The factors of a group at the given ranks, one rank a chain. `iterations` counts the turns between several

@@ -46,6 +46,14 @@ pub(super) fn leading_basis(
     Ok(Basis { vectors: orthonormal(stacked.dot(&vectors).view()), spectrum })
 }
 
+/// The leading `keep` eigenvectors, and all eigenvalues, of a symmetric positive semidefinite matrix.
+pub(super) fn leading_eigenvectors(gram: &Array2<f64>, keep: usize) -> Result<Basis, String> {
+    let n = gram.nrows();
+    let (mut vectors, mut spectrum) = (Array2::zeros((n, keep.min(n))), vec![0.0; n]);
+    eigen(matrix(gram.view()), &mut vectors, &mut spectrum)?;
+    Ok(Basis { vectors: with_fixed_signs(vectors), spectrum })
+}
+
 /// An orthonormal basis of the columns, signs fixed.
 pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
     with_fixed_signs(owned(matrix(columns).qr().compute_thin_Q().as_ref()))
@@ -72,17 +80,27 @@ pub(super) fn symmetric_roots(m: &Array2<f64>, floor: f64) -> Result<(Array2<f64
     Ok((scaled(0.5), scaled(-0.5)))
 }
 
-/// Solves `G·X = Y` for a positive semidefinite `G`, with `ridge` times its mean diagonal added to it.
-pub(super) fn positive_solve(gram: Array2<f64>, right: Array2<f64>, ridge: f64) -> Result<Array2<f64>, String> {
-    use faer::linalg::solvers::Solve;
-    let n = gram.nrows();
-    let mut g = matrix(gram.view());
-    let mean = (0..n).map(|i| g[(i, i)]).sum::<f64>() / n.max(1) as f64;
-    // An input that is always the same decides nothing, and its factor is zero.
-    let added = if mean > 0.0 { ridge * mean } else { 1.0 };
-    (0..n).for_each(|i| g[(i, i)] += added);
-    let solved = g.llt(Half::Lower).map_err(|e| format!("{e:?}"))?.solve(matrix(right.view()));
-    Ok(owned(solved.as_ref()))
+/// A positive semidefinite matrix with something added to its diagonal, ready to solve with.
+#[derive(Debug)]
+pub(super) struct Positive(faer::linalg::solvers::Llt<f64>);
+
+impl Positive {
+    /// `ridge` times the mean diagonal of `m` is added to it; one where that is zero, as an input that is always the same
+    /// decides nothing and its factor is zero.
+    pub(super) fn new(m: &Array2<f64>, ridge: f64) -> Result<Self, String> {
+        let n = m.nrows();
+        let mut g = matrix(m.view());
+        let mean = (0..n).map(|i| g[(i, i)]).sum::<f64>() / n.max(1) as f64;
+        let added = if mean > 0.0 { ridge * mean } else { 1.0 };
+        (0..n).for_each(|i| g[(i, i)] += added);
+        g.llt(Half::Lower).map(Self).map_err(|e| format!("{e:?}"))
+    }
+
+    /// `M⁻¹·y`.
+    pub(super) fn solve(&self, y: &Array2<f64>) -> Array2<f64> {
+        use faer::linalg::solvers::Solve;
+        owned(self.0.solve(matrix(y.view())).as_ref())
+    }
 }
 
 /// `sum += xᵀ·x`, lower half, the product in f32.

@@ -10,11 +10,14 @@ mod joint;
 mod linalg;
 mod moment;
 mod scheme;
+mod solve;
+mod target;
 mod unfold;
 
-pub use calibrated::{analyse_calibrated, factorize_calibrated, refit};
+pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated};
 pub use chain::{Chain, Factor, Factors, compose};
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond};
-pub use scheme::{ChainForm, Ownership, Scheme, macs, parameters};
+pub use scheme::{ChainForm, Form, Ownership, Scheme, macs, parameters};
+pub use target::{OutputNorm, Seen};
 pub use unfold::{Side, Unfolding};

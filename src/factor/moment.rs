@@ -61,7 +61,8 @@ pub struct Moment {
     xx: Array2<f64>,
     y: Array1<f64>,
     xy: Array2<f64>,
-    yy: f64,
+    /// `Σ y·yᵀ`, lower half.
+    yy: Array2<f64>,
 }
 
 impl Moment {
@@ -74,7 +75,7 @@ impl Moment {
             xx: Array2::zeros((inputs, inputs)),
             y: Array1::zeros(outputs),
             xy: Array2::zeros((if outputs > 0 { inputs } else { 0 }, outputs)),
-            yy: 0.0,
+            yy: Array2::zeros((outputs, outputs)),
         }
     }
 
@@ -84,11 +85,22 @@ impl Moment {
         self.x += &x.mapv(f64::from).sum_axis(Axis(0));
         add_gram_f32(&mut self.xx, x);
         if let Some(y) = y {
-            let wide = y.mapv(f64::from);
-            self.y += &wide.sum_axis(Axis(0));
-            self.yy += wide.iter().map(|v| v * v).sum::<f64>();
-            self.xy += &x.t().dot(&y).mapv(f64::from);
+            self.add_outputs(x, y);
         }
+    }
+
+    fn add_outputs(&mut self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
+        self.y += &y.mapv(f64::from).sum_axis(Axis(0));
+        add_gram_f32(&mut self.yy, y);
+        self.xy += &x.t().dot(&y).mapv(f64::from);
+    }
+
+    /// Replaces all outputs; `x` are all rows that were added.
+    pub fn set_outputs(&mut self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
+        self.y.fill(0.0);
+        self.yy.fill(0.0);
+        self.xy.fill(0.0);
+        self.add_outputs(x, y);
     }
 
     /// `E[x]`.
@@ -103,14 +115,17 @@ impl Moment {
         &self.y / self.rows.max(1.0)
     }
 
-    /// `E[(x − E x)(x − E x)ᵀ]`.
+    /// `E[(x − E x)(x − E x)ᵀ]`, its rows and columns in this order of the columns of `x`.
     #[must_use]
-    pub fn covariance(&self) -> Array2<f64> {
-        let (n, mean) = (self.rows.max(1.0), self.mean());
-        Array2::from_shape_fn(self.xx.dim(), |(i, j)| {
-            let sum = if i >= j { self.xx[[i, j]] } else { self.xx[[j, i]] };
-            sum / n - mean[i] * mean[j]
-        })
+    pub fn covariance(&self, order: &[usize]) -> Array2<f64> {
+        centred(&self.xx, &self.mean(), self.rows.max(1.0), order)
+    }
+
+    /// `E[(y − E y)(y − E y)ᵀ]`.
+    #[must_use]
+    pub fn output_covariance(&self) -> Array2<f64> {
+        let order: Vec<usize> = (0..self.y.len()).collect();
+        centred(&self.yy, &self.output_mean(), self.rows.max(1.0), &order)
     }
 
     /// `E[(x − E x)(y − E y)ᵀ]`.
@@ -119,13 +134,15 @@ impl Moment {
         let (n, x, y) = (self.rows.max(1.0), self.mean(), self.output_mean());
         Array2::from_shape_fn(self.xy.dim(), |(i, j)| self.xy[[i, j]] / n - x[i] * y[j])
     }
+}
 
-    /// `E ‖y − E y‖²`.
-    #[must_use]
-    pub fn output_energy(&self) -> f64 {
-        let mean = self.output_mean();
-        (self.yy / self.rows.max(1.0) - mean.iter().map(|m| m * m).sum::<f64>()).max(0.0)
-    }
+/// `S/n − m·mᵀ` of sums of products given by their lower half, rows and columns in this order.
+fn centred(sums: &Array2<f64>, mean: &Array1<f64>, n: f64, order: &[usize]) -> Array2<f64> {
+    Array2::from_shape_fn((order.len(), order.len()), |(i, j)| {
+        let (i, j) = (order[i], order[j]);
+        let sum = if i >= j { sums[[i, j]] } else { sums[[j, i]] };
+        sum / n - mean[i] * mean[j]
+    })
 }
 
 /// What a kernel `[out, in, kh, kw]` makes of one row in im2col order.
@@ -160,9 +177,9 @@ mod tests {
         moment.add(x.view(), Some(y.view()));
         let third = 1.0 / 3.0;
         let expected = [[8.0 * third, 4.0], [4.0, 8.0]];
-        assert!(moment.covariance().iter().zip(expected.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!(moment.covariance(&[0, 1]).iter().zip(expected.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-12));
         let cross = [(1.0 + 10.0) * third - 3.0, (2.0 + 16.0) * third - 4.0];
         assert!(moment.cross_covariance().iter().zip(cross).all(|(a, b)| (a - b).abs() < 1e-12));
-        assert!((moment.output_energy() - (5.0 * third - 1.0)).abs() < 1e-12);
+        assert!((moment.output_covariance()[[0, 0]] - (5.0 * third - 1.0)).abs() < 1e-12);
     }
 }

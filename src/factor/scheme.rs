@@ -34,7 +34,7 @@ impl ChainForm {
 /// A scheme of the paper (arXiv 2107.04386), by what is shared.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scheme {
-    /// Each kernel by itself: `Wᵢ ≈ Aᵢ·Bᵢ` (spatial SVD, Tai et al.).
+    /// Each kernel by itself: `Wᵢ ≈ Aᵢ·Bᵢ` (SVD; spatial: Tai et al.).
     Separate,
     /// `Wᵢ ≈ A·Bᵢ` (LJSVD).
     LeftShared,
@@ -62,26 +62,55 @@ impl Scheme {
         }
     }
 
+    /// Whether members must have equal input channels.
+    #[must_use]
+    pub fn needs_equal_inputs(self) -> bool {
+        self != Self::RightSharedWithFirst
+    }
+
+    /// This scheme on kernels unfolded so.
+    #[must_use]
+    pub fn on(self, unfolding: Unfolding) -> Form {
+        Form { scheme: self, unfolding }
+    }
+}
+
+impl std::fmt::Display for Scheme {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// All that says what a group of kernels becomes, but for its ranks: what is shared, and where a kernel is cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Form {
+    /// What the members share.
+    pub scheme: Scheme,
+    /// How kernels become matrices.
+    pub unfolding: Unfolding,
+}
+
+impl Form {
     /// The sum of chains that a group becomes.
     #[must_use]
     pub fn chains(self) -> Vec<ChainForm> {
         use Ownership::{Own, Shared};
-        let chain = |first, last| ChainForm { unfolding: Unfolding::SPATIAL, first, last };
-        match self {
-            Self::Separate => vec![chain(Own, Own)],
-            Self::LeftShared => vec![chain(Shared, Own)],
-            Self::RightShared | Self::RightSharedWithFirst => vec![chain(Own, Shared)],
-            Self::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
-            Self::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
-            Self::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
+        let chain = |first, last| ChainForm { unfolding: self.unfolding, first, last };
+        match self.scheme {
+            Scheme::Separate => vec![chain(Own, Own)],
+            Scheme::LeftShared => vec![chain(Shared, Own)],
+            Scheme::RightShared | Scheme::RightSharedWithFirst => vec![chain(Own, Shared)],
+            Scheme::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
+            Scheme::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
+            Scheme::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
         }
     }
 
     /// How `total` ranks are dealt to the chains. Every chain gets at least one.
     #[must_use]
     pub fn ranks(self, total: usize) -> Vec<usize> {
-        match self {
-            Self::BothShared { split } if split > 0.0 && split < 1.0 => {
+        match self.scheme {
+            Scheme::BothShared { split } if split > 0.0 && split < 1.0 => {
                 let left = (split * total as f64).round() as usize;
                 let left = left.clamp(1, total.max(2) - 1);
                 vec![left, total.max(2) - left]
@@ -95,17 +124,22 @@ impl Scheme {
     pub fn least_rank(self) -> usize {
         self.chains().len()
     }
+}
 
-    /// Whether members must have equal input channels.
-    #[must_use]
-    pub fn needs_equal_inputs(self) -> bool {
-        self != Self::RightSharedWithFirst
+impl From<Scheme> for Form {
+    /// The paper's unfolding.
+    fn from(scheme: Scheme) -> Self {
+        scheme.on(Unfolding::SPATIAL)
     }
 }
 
-impl std::fmt::Display for Scheme {
+impl std::fmt::Display for Form {
+    /// `ljsvd`, or `ljsvd/filter-bank` where the unfolding is not the paper's.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
+        if self.unfolding == Unfolding::SPATIAL {
+            return self.scheme.fmt(f);
+        }
+        f.pad(&format!("{}/{}", self.scheme.name(), self.unfolding.name()))
     }
 }
 

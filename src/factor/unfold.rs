@@ -39,6 +39,17 @@ impl Unfolding {
     /// `in × (kh·kw·out)`: a `1×1` convolution to r channels, then the `kh×kw` one.
     pub const POINTWISE_FIRST: Self = Self { height: Side::Last, width: Side::Last };
 
+    /// The name on the command line and in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match (self.height, self.width) {
+            (Side::First, Side::Last) => "spatial",
+            (Side::Last, Side::First) => "spatial-transposed",
+            (Side::First, Side::First) => "filter-bank",
+            (Side::Last, Side::Last) => "pointwise-first",
+        }
+    }
+
     /// Spatial extents `[kh, kw]` of the first and of the last factor.
     #[must_use]
     pub fn extents(self, [_, _, kh, kw]: [usize; 4]) -> ([usize; 2], [usize; 2]) {

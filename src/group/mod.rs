@@ -2,8 +2,10 @@
 
 mod blocks;
 mod role;
+mod stream;
 
 pub use blocks::RepeatedBlock;
+pub use stream::Stream;
 
 use crate::error::Result;
 use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY};
@@ -69,6 +71,8 @@ pub struct Grouping {
     pub skipped: Vec<Skipped>,
     /// Repeated blocks of the network.
     pub blocks: Vec<RepeatedBlock>,
+    /// Residual streams with several readers or writers among the convolutions.
+    pub streams: Vec<Stream>,
 }
 
 /// Finds the convolutions of a model, groups those that play the same role and reports the repeated blocks.
@@ -106,7 +110,8 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         }
     }
     let groups = group(&graph, &resolutions, &convs, options.group_by);
-    Ok(Grouping { groups, skipped, blocks: blocks::repeated(&graph), convs })
+    let streams = stream::streams(&graph, &convs);
+    Ok(Grouping { groups, skipped, blocks: blocks::repeated(&graph), streams, convs })
 }
 
 fn candidate(

@@ -10,6 +10,8 @@ pub(crate) struct BatchNorm {
     pub(crate) node: usize,
     pub(crate) scale: Vec<f64>,
     pub(crate) shift: Vec<f64>,
+    /// `β` as stored.
+    pub(crate) beta: Vec<f64>,
     /// The value it writes.
     pub(crate) output: String,
     /// Elements of its parameters that nothing else reads, and that go with it.
@@ -44,6 +46,7 @@ impl BatchNorm {
             node: index,
             scale,
             shift,
+            beta,
             output: node.output[0].clone(),
             own_parameters: (own * channels) as u64,
         })

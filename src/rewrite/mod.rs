@@ -16,7 +16,7 @@ use crate::onnx::proto::{
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
 use crate::onnx::{Conv, Model, Namer, VERSION_KEY, float_initializer};
-use crate::plan::{GroupPlan, Members, Plan, RankPolicy};
+use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy};
 use ndarray::Array4;
 use prune::drop_unread;
 use rayon::prelude::*;
@@ -86,7 +86,11 @@ pub(crate) fn assemble(
             );
         }
     }
-    install(graph, plan, patches, ir_version);
+    let mut added = Vec::new();
+    for (conv, bias) in rebiased(plan, &biases) {
+        added.extend(set_bias(graph, conv, bias, &mut namer));
+    }
+    install(graph, plan, patches, added, ir_version);
     describe(&mut proto, plan);
     Ok(Compiled { model: Model::from_proto(proto), factors, errors, biases })
 }
@@ -103,19 +107,49 @@ pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Mode
             (conv, factors.reconstruct(at), new_bias(conv, compiled.biases.get(&member)))
         })
     });
-    with_kernels(model, members)
+    with_kernels(model, members, rebiased(plan, &compiled.biases))
 }
 
-/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out.
+/// Convolutions left whole that got another bias.
+fn rebiased<'p>(
+    plan: &'p Plan,
+    biases: &'p BTreeMap<usize, Vec<f32>>,
+) -> impl Iterator<Item = (&'p Conv, &'p Vec<f32>)> {
+    let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
+    biases.iter().filter(move |(m, _)| !decomposed.contains(m)).map(|(&m, bias)| (&plan.convs[m], bias))
+}
+
+/// Gives a convolution left whole another constant in its output: its own bias, or that of its batch norm. The new initializer, if
+/// there is such a place.
+fn set_bias(graph: &mut GraphProto, conv: &Conv, bias: &[f32], namer: &mut Namer) -> Option<TensorProto> {
+    let (node, values) = match (&conv.batch_norm, conv.effective_bias()) {
+        (Some(norm), Some(old)) => {
+            let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, &new), old)| (b + f64::from(new) - old) as f32);
+            (norm.node, moved.collect())
+        }
+        _ => (conv.node, bias.to_vec()),
+    };
+    let place = graph.node.get_mut(node)?.input.get_mut(2)?;
+    *place = namer.fresh(&format!("{}/jmd_bias", conv.name));
+    Some(float_initializer(place.clone(), &[values.len()], values.into_iter()))
+}
+
+/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out, and others
+/// with another bias alone.
 pub(crate) fn with_kernels<'c>(
     model: &Model,
     replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f32>>)>,
+    rebiased: impl Iterator<Item = (&'c Conv, &'c Vec<f32>)>,
 ) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let before = graph.clone();
     let mut namer = Namer::new(graph);
     let mut gone = HashSet::new();
+    for (conv, bias) in rebiased {
+        let initializer = set_bias(graph, conv, bias, &mut namer);
+        graph.initializer.extend(initializer);
+    }
     for (conv, kernel, bias) in replaced {
         let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
         let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
@@ -146,24 +180,25 @@ fn new_bias(conv: &Conv, given: Option<&Vec<f32>>) -> Option<Vec<f32>> {
 /// Factors of a group and, if it was calibrated, the biases of its members.
 fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
     let kernels = Members { convs: &plan.convs, members: &group.members };
-    let chains = group.scheme.chains();
+    let chains = group.form.chains();
     let failed = |reason: String| Error::Numerical { what: group.group.clone(), reason };
-    let Some(moments) = &plan.moments else {
+    let Some(sights) = &plan.sights else {
         let factors = factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis);
         let factors = factors.map_err(failed)?;
         let fits = factors.is_finite();
         return if fits { Ok((factors, BTreeMap::new())) } else { Err(failed("its factors exceed float32".into())) };
     };
-    let seen: Vec<&Moment> = group.members.iter().map(|&m| &moments[m]).collect();
-    let (factors, _) = factor::factorize_calibrated(&chains, &kernels, &seen, &group.ranks, SWEEPS, &group.analysis)
-        .map_err(failed)?;
+    let judged = Judged::new(&chains, &group.members, sights).map_err(failed)?;
+    let (factors, _) =
+        factor::factorize_calibrated(&chains, &kernels, &judged.seen(), &group.ranks, SWEEPS, &group.analysis)
+            .map_err(failed)?;
     if !factors.is_finite() {
         return Err(failed("its factors exceed float32".into()));
     }
     let mut biases = BTreeMap::new();
     for (at, &member) in group.members.iter().enumerate() {
         let conv = &plan.convs[member];
-        biases.extend(shifted_bias(conv, &factors.reconstruct(at), &moments[member]).map(|b| (member, b)));
+        biases.extend(shifted_bias(conv, &factors.reconstruct(at), &sights[member].moment).map(|b| (member, b)));
     }
     Ok((factors, biases))
 }
@@ -345,7 +380,13 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
 }
 
 /// Puts the patches in, takes the folded batch norms out, and whatever nothing reads any more.
-fn install(graph: &mut GraphProto, plan: &Plan, mut patches: HashMap<usize, Patch>, ir_version: i64) {
+fn install(
+    graph: &mut GraphProto,
+    plan: &Plan,
+    mut patches: HashMap<usize, Patch>,
+    mut added: Vec<TensorProto>,
+    ir_version: i64,
+) {
     let before = graph.clone();
     let gone: HashSet<usize> = plan
         .groups
@@ -353,7 +394,6 @@ fn install(graph: &mut GraphProto, plan: &Plan, mut patches: HashMap<usize, Patc
         .flat_map(|g| &g.members)
         .filter_map(|&m| plan.convs[m].batch_norm.as_ref().map(|b| b.node))
         .collect();
-    let mut added = Vec::new();
     let mut nodes = Vec::with_capacity(graph.node.len() + 2 * patches.len());
     for (index, node) in graph.node.drain(..).enumerate() {
         match patches.remove(&index) {
@@ -395,7 +435,7 @@ fn describe(proto: &mut ModelProto, plan: &Plan) {
     };
     let ours = [
         (VERSION_KEY, env!("CARGO_PKG_VERSION").to_owned()),
-        ("onnx_jmd.scheme", plan.options.scheme.name().to_owned()),
+        ("onnx_jmd.scheme", plan.options.scheme.to_string()),
         policy,
     ];
     proto.metadata_props.retain(|p| !p.key().starts_with("onnx_jmd."));
@@ -406,5 +446,5 @@ fn describe(proto: &mut ModelProto, plan: &Plan) {
 
 /// Whether a group stores any factor once for all.
 pub(crate) fn shares(group: &GroupPlan) -> bool {
-    group.scheme.chains().iter().any(|c| c.first == Ownership::Shared || c.last == Ownership::Shared)
+    group.form.chains().iter().any(|c| c.first == Ownership::Shared || c.last == Ownership::Shared)
 }

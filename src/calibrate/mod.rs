@@ -1,0 +1,219 @@
+//! Calibration: what every convolution sees when the model runs on images, and the layers refitted in turn on what the
+//! compressed model gives them. No labels, no training.
+
+mod repair;
+mod watch;
+
+use crate::error::{Error, Result};
+use crate::factor::{Geometry, Moment};
+use crate::images::Images;
+use crate::onnx::{Conv, Graph, InputShape, Model};
+use crate::plan::Sight;
+use crate::runtime::{Feed, Input, Runner, inputs};
+use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Images that are run before their activations are counted and dropped.
+const PORTION: usize = 16;
+/// Rows that a moment needs for each of its columns; beyond that, every so many-th row is taken.
+const ROWS_PER_COLUMN: usize = 64;
+/// Rows of one convolution at most, which bounds what its targets and, while it is refitted, its inputs take in memory.
+const MOST_ROWS: usize = 40_000;
+
+/// Images to calibrate on.
+pub(crate) struct Calibration<'c> {
+    images: &'c Images,
+    count: usize,
+    inputs: Vec<Input>,
+}
+
+/// What the original model shows on the images.
+pub(crate) struct Observations {
+    /// What each convolution sees.
+    pub(crate) sights: Arc<[Sight]>,
+    /// For each convolution the outputs to reach, `rows × out`, at the pixels sampled, image after image.
+    targets: Vec<Array2<f32>>,
+    /// For each convolution the value that is added to its output and their sum, if only an `Add` reads it; the targets are
+    /// the sums.
+    addends: Vec<Option<(String, String)>>,
+}
+
+impl<'c> Calibration<'c> {
+    /// The first `samples` images for a model with one input.
+    ///
+    /// # Errors
+    /// [`Error::Options`] if the model has several inputs, [`Error::Images`] if an image does not fit.
+    pub(crate) fn new(model: &Model, images: &'c Images, samples: usize, shapes: &[InputShape]) -> Result<Self> {
+        let inputs = inputs(model, shapes)?;
+        let [input] = &inputs[..] else {
+            return Err(Error::Options(format!("--calib needs a model with one input; this one has {}", inputs.len())));
+        };
+        images.feed(0, &input.dims)?;
+        Ok(Self { images, count: samples.min(images.len()), inputs })
+    }
+
+    /// How many images.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
+    fn run(
+        &self,
+        model: &Model,
+        values: &[&str],
+        take: &mut dyn FnMut(usize, Vec<Vec<ArrayD<f32>>>) -> Result<()>,
+    ) -> Result<()> {
+        let probe = Probe::new(model, values, &self.inputs)?;
+        for from in (0..self.count).step_by(PORTION) {
+            let portion = from..(from + PORTION).min(self.count);
+            let feeds = portion.map(|i| Ok(vec![self.images.feed(i, &self.inputs[0].dims)?]));
+            take(from, probe.run(&feeds.collect::<Result<Vec<Feed>>>()?)?)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the original model once and keeps what calibration needs of it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(crate) fn observe(&self, model: &Model, convs: &[Conv]) -> Result<Observations> {
+        let graph = Graph::new(model)?;
+        let mut addends: Vec<Option<(String, String)>> = convs.iter().map(|c| addend(&graph, &c.output)).collect();
+        let mut values: Vec<&str> = Vec::new();
+        let mut place = |value: &'_ str| -> usize {
+            let owned = convs.iter().map(|c| c.input.as_str()).chain(convs.iter().map(|c| c.output.as_str()));
+            let owned = owned.chain(addends.iter().flatten().map(|a| a.0.as_str())).find(|v| *v == value).unwrap_or("");
+            values.iter().position(|v| *v == owned).unwrap_or_else(|| {
+                values.push(owned);
+                values.len() - 1
+            })
+        };
+        let places: Vec<(usize, usize, Option<usize>)> = convs
+            .iter()
+            .zip(&addends)
+            .map(|(c, addend)| (place(&c.input), place(&c.output), addend.as_ref().map(|a| place(&a.0))))
+            .collect();
+        let mut seen_by: Vec<Gathered> = convs.iter().map(Gathered::new).collect();
+        self.run(model, &values, &mut |from, seen| {
+            seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
+                let mut rows = Vec::new();
+                for (at, image) in seen.iter().enumerate() {
+                    let pixels = self.pixels(conv, image[place.1].shape().iter().skip(2).product(), from + at);
+                    rows.push(geometry(conv)?.rows(plane(&image[place.0], &conv.input)?, &pixels));
+                    let output = plane(&image[place.1], &conv.output)?;
+                    let mut target = at_pixels(output, &pixels);
+                    if let Some(other) = place.2 {
+                        // A value that is spread over channels or pixels is not repaired along.
+                        kept.alike &= image[other].shape() == image[place.1].shape();
+                        if kept.alike {
+                            target += &at_pixels(plane(&image[other], &conv.output)?, &pixels);
+                        }
+                    }
+                    kept.targets.extend(target.iter());
+                }
+                kept.moment.add(joined(&rows).view(), None);
+                Ok(())
+            })
+        })?;
+        let mut sights = Vec::new();
+        let mut targets = Vec::new();
+        for ((kept, conv), addend) in seen_by.into_iter().zip(convs).zip(&mut addends) {
+            addend.take_if(|_| !kept.alike);
+            let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
+            targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());
+            sights.push(Sight::new(kept.moment, None).map_err(|reason| numerical(conv, reason))?);
+        }
+        Ok(Observations { sights: sights.into(), targets, addends })
+    }
+
+    /// The output pixels of an image at which rows are taken: every so many-th, another one first for each image.
+    fn pixels(&self, conv: &Conv, all: usize, image: usize) -> Vec<usize> {
+        let enough = (ROWS_PER_COLUMN * columns(conv)).clamp(1, MOST_ROWS);
+        let step = (all * self.count / enough).clamp(1, all.max(1));
+        (image * 7 % step..all).step_by(step).collect()
+    }
+}
+
+/// What is gathered of one convolution while images run.
+struct Gathered {
+    moment: Moment,
+    targets: Vec<f32>,
+    /// Whether what is added to the output has its shape.
+    alike: bool,
+}
+
+impl Gathered {
+    fn new(conv: &Conv) -> Self {
+        Self { moment: Moment::new(columns(conv), 0), targets: Vec::new(), alike: true }
+    }
+}
+
+/// A model that gives some of its values.
+struct Probe {
+    runner: Runner,
+    /// For each value its place among the runner's outputs; none if it is the model's input itself.
+    places: Vec<Option<usize>>,
+}
+
+impl Probe {
+    fn new(model: &Model, values: &[&str], inputs: &[Input]) -> Result<Self> {
+        let fed = model.inputs();
+        let computed: Vec<&str> = values.iter().copied().filter(|v| fed.iter().all(|i| i.0 != **v)).collect();
+        let places = values.iter().map(|v| computed.iter().position(|c| c == v)).collect();
+        // With nothing to compute any output will do.
+        let probed = if computed.is_empty() { model.clone() } else { model.with_outputs(&computed) };
+        Ok(Self { runner: Runner::load(&probed, inputs, "the model")?, places })
+    }
+
+    fn run(&self, feeds: &[Feed]) -> Result<Vec<Vec<ArrayD<f32>>>> {
+        let outputs = self.runner.run_all(feeds)?;
+        let each = outputs.into_iter().zip(feeds).map(|(outputs, feed)| {
+            let value = |place: &Option<usize>| place.map_or_else(|| feed[0].clone(), |p| outputs[p].clone());
+            self.places.iter().map(value).collect()
+        });
+        Ok(each.collect())
+    }
+}
+
+fn geometry(conv: &Conv) -> Result<Geometry> {
+    let open =
+        || Error::Options(format!("the padding of '{}' depends on the input's size: give --input-shape", conv.name));
+    conv.geometry().ok_or_else(open)
+}
+
+fn columns(conv: &Conv) -> usize {
+    conv.shape[1..].iter().product()
+}
+
+/// `[1, channels, height, width]` without its first axis.
+fn plane<'v>(value: &'v ArrayD<f32>, name: &str) -> Result<ArrayView3<'v, f32>> {
+    let four = value.view().into_dimensionality::<Ix4>().ok().filter(|v| v.len_of(Axis(0)) == 1);
+    let odd = || Error::Options(format!("value '{name}' is {:?}, not one image of channels", value.shape()));
+    four.map(|v| v.index_axis_move(Axis(0), 0)).ok_or_else(odd)
+}
+
+/// `pixels × channels` of a value.
+fn at_pixels(value: ArrayView3<'_, f32>, pixels: &[usize]) -> Array2<f32> {
+    let (channels, _, width) = value.dim();
+    Array2::from_shape_fn((pixels.len(), channels), |(p, c)| value[[c, pixels[p] / width, pixels[p] % width]])
+}
+
+/// Matrices on top of each other.
+fn joined(parts: &[Array2<f32>]) -> Array2<f32> {
+    let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+    ndarray::concatenate(Axis(0), &views).unwrap_or_default()
+}
+
+/// The other operand of the `Add` that alone reads a value, and the sum.
+fn addend(graph: &Graph<'_>, value: &str) -> Option<(String, String)> {
+    let (index, position) = graph.only_reader(value)?;
+    let node = &graph.nodes()[index];
+    let other = node.input.get(1 - position.min(1)).filter(|o| graph.constant(o).is_none())?;
+    (node.op_type() == "Add" && node.input.len() == 2).then(|| (other.clone(), node.output[0].clone()))
+}
+
+fn numerical(conv: &Conv, reason: String) -> Error {
+    Error::Numerical { what: conv.name.clone(), reason }
+}

@@ -1,0 +1,66 @@
+//! How far the network's output moves when some convolutions change.
+
+use super::Calibration;
+use crate::error::Result;
+use crate::onnx::{Conv, Model};
+use crate::plan::Sight;
+use crate::rewrite::{shifted_bias, with_kernels};
+use crate::runtime::{Feed, Input, Runner};
+use ndarray::{Array4, ArrayD};
+use std::sync::Arc;
+
+/// Images on which the network's output is watched while one group changes.
+const WATCHED: usize = 64;
+
+/// The original model's output on some images, against which changed models are held.
+pub(crate) struct Watch<'c> {
+    model: &'c Model,
+    convs: &'c [Conv],
+    sights: Arc<[Sight]>,
+    inputs: &'c [Input],
+    feeds: Vec<Feed>,
+    outputs: Vec<Vec<ArrayD<f32>>>,
+    /// `Σ ‖y − E y‖²` over all outputs.
+    variation: f64,
+}
+
+impl Calibration<'_> {
+    /// Runs the original model on images spread over all of them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(crate) fn watch<'w>(&'w self, model: &'w Model, convs: &'w [Conv], sights: Arc<[Sight]>) -> Result<Watch<'w>> {
+        let count = WATCHED.min(self.count);
+        let feeds = (0..count).map(|i| Ok(vec![self.images.feed(i * self.count / count, &self.inputs[0].dims)?]));
+        let feeds = feeds.collect::<Result<Vec<Feed>>>()?;
+        let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
+        let mut variation = 0.0;
+        for o in 0..outputs.first().map_or(0, Vec::len) {
+            let all = || outputs.iter().map(|y| y[o].mapv(f64::from));
+            let mean = all().reduce(|a, b| a + b).unwrap_or_default() / count as f64;
+            variation += all().map(|y| (y - &mean).mapv(|d| d * d).sum()).sum::<f64>();
+        }
+        Ok(Watch { model, convs, sights, inputs: &self.inputs, feeds, outputs, variation })
+    }
+}
+
+impl Watch<'_> {
+    /// `Σ ‖y − ŷ‖² / Σ ‖y − E y‖²` of the network's output when some convolutions get other kernels, their biases keeping the
+    /// mean.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(crate) fn moved(&self, members: &[usize], kernels: &[Array4<f64>]) -> Result<f64> {
+        let replaced = members.iter().zip(kernels).map(|(&m, kernel)| {
+            (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m].moment))
+        });
+        let changed = Runner::load(&with_kernels(self.model, replaced, std::iter::empty())?, self.inputs, "the model")?
+            .run_all(&self.feeds)?;
+        let pairs = self.outputs.iter().flatten().zip(changed.iter().flatten());
+        let squares = |(a, b): (&ArrayD<f32>, &ArrayD<f32>)| -> f64 {
+            a.iter().zip(b).map(|(&p, &q)| (f64::from(p) - f64::from(q)).powi(2)).sum()
+        };
+        let moved: f64 = pairs.map(squares).sum();
+        Ok(if self.variation > 0.0 { moved / self.variation } else { 0.0 })
+    }
+}

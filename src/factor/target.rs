@@ -1,0 +1,198 @@
+//! What the factors of one member are fitted to, and in which norm.
+
+use super::linalg::{Positive, symmetric_roots};
+use super::{ChainForm, Moment};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
+use std::sync::OnceLock;
+
+/// Directions in which the output weighs less than this share of the most are not divided by.
+const OUTPUT_FLOOR: f64 = 1e-9;
+/// Added to the diagonal of the approximate inverse that conjugate gradients start each step from, relative to its mean.
+const PRECONDITIONER_RIDGE: f64 = 1e-4;
+
+/// How much a deviation of a convolution's output, channel by channel, matters: `G^½` and `G^-½` of the norm `eᵀ·G·e`.
+#[derive(Debug, Clone)]
+pub struct OutputNorm {
+    root: Array2<f64>,
+    inverse: Array2<f64>,
+}
+
+impl OutputNorm {
+    /// The norm `eᵀ·(G + damping·mean(diag G)·I)·e` of a positive semidefinite `G: out × out`.
+    ///
+    /// # Errors
+    /// The solver's reason if the eigendecomposition does not converge.
+    pub fn new(g: &Array2<f64>, damping: f64) -> Result<Self, String> {
+        let mean = g.diag().mean().unwrap_or(0.0);
+        let damped = g + &(Array2::<f64>::eye(g.nrows()) * (damping * mean).max(f64::MIN_POSITIVE));
+        let (root, inverse) = symmetric_roots(&damped, OUTPUT_FLOOR)?;
+        Ok(Self { root, inverse })
+    }
+}
+
+/// What one member of a group sees, and how its output is judged; without a norm all output channels count alike.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'s> {
+    /// Moments of the rows that it reads.
+    pub moment: &'s Moment,
+    /// How its output is judged. Members that share their last factor must share this too.
+    pub output: Option<&'s OutputNorm>,
+}
+
+impl<'s> From<&'s Moment> for Seen<'s> {
+    fn from(moment: &'s Moment) -> Self {
+        Self { moment, output: None }
+    }
+}
+
+impl Seen<'_> {
+    /// A kernel `[out, in, kh, kw]` with its output turned so that plain squares are the norm.
+    pub(super) fn weigh(&self, kernel: ArrayView4<'_, f64>) -> Array4<f64> {
+        mix(kernel, self.output.map(|o| &o.root))
+    }
+
+    /// Undoes [`Seen::weigh`].
+    pub(super) fn unweigh(&self, kernel: ArrayView4<'_, f64>) -> Array4<f64> {
+        mix(kernel, self.output.map(|o| &o.inverse))
+    }
+}
+
+/// `matrix · kernel` along the output axis.
+fn mix(kernel: ArrayView4<'_, f64>, matrix: Option<&Array2<f64>>) -> Array4<f64> {
+    let Some(matrix) = matrix else { return kernel.to_owned() };
+    let (out, inputs, kh, kw) = kernel.dim();
+    let flat = kernel.as_standard_layout().into_owned().into_shape_with_order((out, inputs * kh * kw));
+    let mixed = matrix.dot(&flat.unwrap_or_default());
+    // The product has the same shape.
+    mixed.into_shape_with_order((out, inputs, kh, kw)).unwrap_or_default()
+}
+
+/// `Σ`, `C` and `E‖y‖²` of one member, offsets of the last factor outermost.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// `Σ`, `(offsets·rows)²`.
+    metric: Array2<f64>,
+    /// `C: (offsets·rows) × out`.
+    pub(super) product: Array2<f64>,
+    /// `E ‖y‖²`, centred.
+    energy: f64,
+    rows: usize,
+    preconditioner: OnceLock<Option<Positive>>,
+}
+
+impl Target {
+    /// The output of `kernel` itself on inputs of these moments.
+    pub(super) fn of_kernel(form: &ChainForm, kernel: ArrayView4<'_, f64>, seen: &Seen<'_>) -> Self {
+        let kernel = seen.weigh(kernel);
+        let shape: [usize; 4] = kernel.dim().into();
+        let metric = seen.moment.covariance(&order(form, shape));
+        let stacked = stacked(form.unfolding.unfold(kernel.view()).view(), shape[0]);
+        let product = metric.dot(&stacked);
+        let energy = (&stacked * &product).sum();
+        Self::new(form, shape, metric, product, energy)
+    }
+
+    /// The outputs that the moments were taken with.
+    pub(super) fn of_outputs(form: &ChainForm, shape: [usize; 4], seen: &Seen<'_>) -> Self {
+        let metric = seen.moment.covariance(&order(form, shape));
+        let mut target = Self::new(form, shape, metric, Array2::zeros((0, 0)), 0.0);
+        target.set_outputs(form, shape, seen);
+        target
+    }
+
+    /// Other outputs on the same inputs.
+    pub(super) fn set_outputs(&mut self, form: &ChainForm, shape: [usize; 4], seen: &Seen<'_>) {
+        let product = seen.moment.cross_covariance().select(Axis(0), &order(form, shape));
+        (self.product, self.energy) = match seen.output {
+            None => (product, seen.moment.output_covariance().diag().sum()),
+            Some(norm) => {
+                // tr G^½·E[y·yᵀ]·G^½
+                let energy = (&norm.root.dot(&seen.moment.output_covariance()) * &norm.root).sum();
+                (product.dot(&norm.root), energy)
+            }
+        };
+    }
+
+    fn new(form: &ChainForm, shape: [usize; 4], metric: Array2<f64>, product: Array2<f64>, energy: f64) -> Self {
+        let rows = form.unfolding.matrix_shape(shape).0;
+        Self { metric, product, energy, rows, preconditioner: OnceLock::new() }
+    }
+
+    pub(super) fn offsets(&self) -> usize {
+        self.metric.nrows() / self.rows
+    }
+
+    /// `1 / E‖y‖²`; an output that never varies weighs nothing.
+    pub(super) fn weight(&self) -> f64 {
+        if self.energy > 0.0 { 1.0 / self.energy } else { 0.0 }
+    }
+
+    pub(super) fn block(&self, l: usize) -> std::ops::Range<usize> {
+        l * self.rows..(l + 1) * self.rows
+    }
+
+    /// `Σ̄`, the mean of the `Σ_ll`.
+    pub(super) fn mean_block(&self) -> Array2<f64> {
+        let blocks = (0..self.offsets()).map(|l| self.metric.slice(s![self.block(l), self.block(l)]).to_owned());
+        blocks.reduce(|a, b| a + b).unwrap_or_default() / self.offsets().max(1) as f64
+    }
+
+    /// `Σ̄⁻¹·x`, near enough.
+    pub(super) fn precondition(&self, x: &Array2<f64>) -> Array2<f64> {
+        let solver = self.preconditioner.get_or_init(|| Positive::new(&self.mean_block(), PRECONDITIONER_RIDGE).ok());
+        solver.as_ref().map_or_else(|| x.clone(), |s| s.solve(x))
+    }
+
+    /// `Σ·T(A)`, `(offsets·rows) × (offsets·r)`, the columns of one offset after those of another.
+    pub(super) fn metric_times(&self, a: &Array2<f64>) -> Array2<f64> {
+        let (all, offsets) = (self.metric.nrows(), self.offsets());
+        // A row of Σ holds the offsets one after the other, so it is as many rows for A.
+        let flat = self.metric.view().into_shape_with_order((all * offsets, self.rows));
+        let image = flat.map(|m| m.dot(a)).unwrap_or_default();
+        image.into_shape_with_order((all, offsets * a.ncols())).unwrap_or_default()
+    }
+
+    /// `Σ·P` of a chain.
+    pub(super) fn image(&self, a: &Array2<f64>, b: &Array2<f64>) -> Array2<f64> {
+        let (rank, out) = (a.ncols(), b.ncols() / self.offsets());
+        let terms = self.metric_times(a);
+        let part =
+            |l: usize| terms.slice(s![.., l * rank..(l + 1) * rank]).dot(&b.slice(s![.., l * out..(l + 1) * out]));
+        (0..self.offsets()).map(part).reduce(|x, y| x + y).unwrap_or_default()
+    }
+
+    /// Error `E ‖y − ŷ‖² / E ‖y‖²` of a sum of chains.
+    pub(super) fn error(&self, chains: &[(&Array2<f64>, &Array2<f64>)]) -> f64 {
+        let image = chains.iter().map(|(a, b)| self.image(a, b)).reduce(|x, y| x + y).unwrap_or_default();
+        let inner = |with: &Array2<f64>| -> f64 {
+            let parts = chains.iter().map(|(a, b)| (&self.stack(a.dot(*b).view()) * with).sum());
+            parts.sum()
+        };
+        ((self.energy - 2.0 * inner(&self.product) + inner(&image)) * self.weight()).max(0.0)
+    }
+
+    /// `rows × (offsets·out)` as `(offsets·rows) × out`.
+    fn stack(&self, matrix: ArrayView2<'_, f64>) -> Array2<f64> {
+        stacked(matrix, matrix.ncols() / self.offsets())
+    }
+}
+
+/// Positions in im2col order `(kh, kw, in)` of the rows ordered by the last factor's offsets first.
+fn order(form: &ChainForm, [_, inputs, kh, kw]: [usize; 4]) -> Vec<usize> {
+    let ([fh, fw], [lh, lw]) = form.unfolding.extents([0, inputs, kh, kw]);
+    let mut order = Vec::with_capacity(inputs * kh * kw);
+    for (ly, lx) in ndarray::indices((lh, lw)) {
+        for (fy, fx) in ndarray::indices((fh, fw)) {
+            // One of each pair is the offset, the other zero.
+            order.extend((0..inputs).map(|i| ((ly + fy) * kw + lx + fx) * inputs + i));
+        }
+    }
+    order
+}
+
+/// An unfolded kernel with the last factor's offsets stacked.
+fn stacked(matrix: ArrayView2<'_, f64>, out: usize) -> Array2<f64> {
+    let rows = matrix.nrows();
+    let offsets = matrix.ncols() / out.max(1);
+    Array2::from_shape_fn((rows * offsets, out), |(i, o)| matrix[[i % rows, (i / rows) * out + o]])
+}

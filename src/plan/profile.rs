@@ -1,0 +1,240 @@
+//! What each rank of a unit does to its members' outputs, and that to the network's.
+
+use super::unit::{Members, Unit};
+use crate::error::Result;
+use crate::factor::{self, Analysis, ChainForm, Moment, OutputNorm, Ownership, Seen};
+use crate::onnx::Conv;
+use ndarray::{Array2, Array4};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// How far the network's output moves, relative to its own variation, when some convolutions get other kernels.
+pub(crate) type Sensitivity<'s> = dyn Fn(&[usize], &[Array4<f64>]) -> Result<f64> + Sync + 's;
+
+/// What calibration adds to a decision.
+pub(crate) struct Calibrated<'s> {
+    /// What each convolution sees.
+    pub(crate) sights: Arc<[Sight]>,
+    /// Measured on the network itself.
+    pub(crate) sensitivity: &'s Sensitivity<'s>,
+}
+
+/// What one convolution sees and how its output is judged.
+#[derive(Debug, Clone)]
+pub(crate) struct Sight {
+    /// Moments of what it reads.
+    pub(crate) moment: Moment,
+    /// `E[g·gᵀ]` of the network's gradients `g` at its output, a pixel; none if they are not known.
+    gradient: Option<Array2<f64>>,
+    norm: Option<OutputNorm>,
+}
+
+/// Added to a gradient's second moment, relative to its mean diagonal: a few images do not tell what never matters.
+const DAMPING: f64 = 0.1;
+
+impl Sight {
+    /// # Errors
+    /// The solver's reason if an eigendecomposition does not converge.
+    pub(crate) fn new(moment: Moment, gradient: Option<Array2<f64>>) -> Result<Self, String> {
+        let norm = gradient.as_ref().map(|g| OutputNorm::new(g, DAMPING)).transpose()?;
+        Ok(Self { moment, gradient, norm })
+    }
+}
+
+/// How the outputs of some convolutions are judged: each by itself, or all alike where they share a last factor.
+pub(crate) struct Judged<'s> {
+    sights: Vec<&'s Sight>,
+    common: Option<OutputNorm>,
+    shared: bool,
+}
+
+impl<'s> Judged<'s> {
+    /// # Errors
+    /// The solver's reason if an eigendecomposition does not converge.
+    pub(crate) fn new(chains: &[ChainForm], members: &[usize], sights: &'s [Sight]) -> Result<Self, String> {
+        let sights: Vec<&Sight> = members.iter().map(|&m| &sights[m]).collect();
+        let shared = sights.len() > 1 && chains.iter().any(|c| c.last == Ownership::Shared);
+        let scaled = |s: &&Sight| {
+            let gradient = s.gradient.as_ref()?;
+            let scale = gradient.diag().mean().filter(|d| *d > 0.0)?;
+            Some(gradient / scale)
+        };
+        let mean = if shared { sights.iter().map(scaled).collect::<Option<Vec<_>>>() } else { None };
+        let mean = mean.and_then(|all| all.into_iter().reduce(|a, b| a + b));
+        let common = mean.map(|g| OutputNorm::new(&g, DAMPING)).transpose()?;
+        Ok(Self { sights, common, shared })
+    }
+
+    /// The norm of one member's output.
+    pub(crate) fn output(&self, member: usize) -> Option<&OutputNorm> {
+        if self.shared { self.common.as_ref() } else { self.sights[member].norm.as_ref() }
+    }
+
+    /// What all members see and how they are judged.
+    pub(crate) fn seen(&self) -> Vec<Seen<'_>> {
+        let each = self.sights.iter().enumerate();
+        each.map(|(i, sight)| Seen { moment: &sight.moment, output: self.output(i) }).collect()
+    }
+}
+
+/// Relative output errors, about, at which factors are fitted to see what the spectra promise, and at which the effect
+/// on the network is measured.
+const PROBE_ERRORS: [f64; 4] = [0.03, 0.12, 0.35, 0.8];
+/// Turns between the halves of a chain in such a fit.
+const PROBE_SWEEPS: usize = 1;
+
+/// Spectra of a unit and, where it was calibrated, how good factors really are.
+#[derive(Debug, Clone)]
+pub(super) struct Profile {
+    pub(super) analysis: Arc<Analysis>,
+    /// At some ranks, ascending, what fitted factors leave of each member's output, relative to what the spectra say.
+    corrections: Vec<(usize, Vec<f64>)>,
+    /// At some ranks, ascending, how much more all members together move the network's output than the sum of each alone.
+    interactions: Vec<(usize, f64)>,
+    dropped: bool,
+}
+
+/// One fitted rank of a probe: the kernels that it gives.
+pub(super) struct Fit {
+    pub(super) error: f64,
+    pub(super) kernel: Array4<f64>,
+}
+
+impl Profile {
+    pub(super) fn plain(unit: &Unit, convs: &[Conv]) -> Result<Self> {
+        let kernels = Members { convs, members: &unit.members };
+        let analysis = factor::analyse(&unit.chains, &kernels, unit.max_rank).map_err(|e| unit.failed(e))?;
+        Ok(Self { analysis: Arc::new(analysis), corrections: Vec::new(), interactions: Vec::new(), dropped: false })
+    }
+
+    /// The profile in the calibrated norm, and what was fitted on the way, one entry a correction and member.
+    pub(super) fn calibrated(unit: &Unit, convs: &[Conv], sights: &[Sight]) -> Result<(Self, Vec<Vec<Fit>>)> {
+        let kernels = Members { convs, members: &unit.members };
+        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
+        let seen = judged.seen();
+        let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &seen, unit.max_rank);
+        let analysis = Arc::new(analysis.map_err(|e| unit.failed(e))?);
+        let mut found = Self { analysis, corrections: Vec::new(), interactions: Vec::new(), dropped: false };
+        let n = unit.members.len();
+        let mean = |rank: usize| (0..n).map(|i| found.spectral(unit, i, rank)).sum::<f64>() / n as f64;
+        let ranks = unit.form.least_rank()..=unit.max_rank;
+        let means: Vec<(usize, f64)> = ranks.map(|r| (r, mean(r).max(1e-12))).collect();
+        let nearest = |wanted: f64| {
+            let off = |error: f64| (error / wanted).ln().abs();
+            means.iter().min_by(|a, b| off(a.1).total_cmp(&off(b.1))).map(|m| m.0)
+        };
+        let ranks: BTreeSet<usize> = PROBE_ERRORS.iter().filter_map(|&e| nearest(e)).collect();
+        let mut fits = Vec::new();
+        for rank in ranks {
+            let dealt = unit.form.ranks(rank);
+            let solved =
+                factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &found.analysis);
+            let (factors, errors) = solved.map_err(|e| unit.failed(e))?;
+            let of = |i: usize| errors[i].max(1e-12) / found.spectral(unit, i, rank);
+            let correction = (0..n).map(of).collect();
+            fits.push((0..n).map(|i| Fit { error: errors[i], kernel: factors.reconstruct(i) }).collect());
+            found.corrections.push((rank, correction));
+        }
+        Ok((found, fits))
+    }
+
+    fn spectral(&self, unit: &Unit, member: usize, rank: usize) -> f64 {
+        self.analysis.member_error(member, &unit.form.ranks(rank)).max(1e-12)
+    }
+
+    /// Relative squared error of one member at a rank.
+    pub(super) fn member_error(&self, unit: &Unit, member: usize, rank: usize) -> f64 {
+        let spectral = self.spectral(unit, member, rank);
+        spectral * between(&self.corrections, rank, |c| c[member])
+    }
+
+    /// Measures, with the fits of this unit, what its members do together. Less than the sum of each is taken for luck.
+    pub(super) fn measure(
+        &mut self,
+        unit: &Unit,
+        fits: Vec<Vec<Fit>>,
+        effects: &BTreeMap<usize, Effect>,
+        sensitivity: &Sensitivity<'_>,
+    ) -> Result<()> {
+        for ((rank, _), fits) in self.corrections.iter().zip(fits) {
+            let alone = unit.members.iter().zip(&fits).map(|(m, fit)| effects.get(m).map_or(0.0, |e| e.at(fit.error)));
+            let alone: f64 = alone.sum();
+            let kernels: Vec<Array4<f64>> = fits.into_iter().map(|f| f.kernel).collect();
+            let together = sensitivity(&unit.members, &kernels)?;
+            self.interactions.push((*rank, if alone > 0.0 { (together / alone).max(1.0) } else { 1.0 }));
+        }
+        Ok(())
+    }
+
+    /// Takes the unit out of what is chosen from.
+    pub(super) fn drop(&mut self) {
+        self.dropped = true;
+    }
+
+    pub(super) fn dropped(&self) -> bool {
+        self.dropped
+    }
+
+    /// How much more than the sum of its members' effects a unit's effect is.
+    pub(super) fn interaction(&self, rank: usize) -> f64 {
+        between(&self.interactions, rank, |&i| i)
+    }
+
+    /// Relative squared error of the whole unit that the spectra predict.
+    pub(super) fn group_error(&self, unit: &Unit, rank: usize) -> f64 {
+        let energy = self.analysis.energy();
+        if energy > 0.0 { self.analysis.error(&unit.form.ranks(rank)) / energy } else { 0.0 }
+    }
+}
+
+/// A value known at some ranks, in between linearly, beyond as at the last; one if none is known.
+fn between<T>(known: &[(usize, T)], rank: usize, value: impl Fn(&T) -> f64) -> f64 {
+    let above = known.partition_point(|k| k.0 < rank);
+    match (above.checked_sub(1).map(|i| &known[i]), known.get(above)) {
+        (Some((r0, a)), Some((r1, b))) => {
+            let share = (rank - r0) as f64 / (r1 - r0) as f64;
+            value(a) + share * (value(b) - value(a))
+        }
+        (Some((_, v)), None) | (None, Some((_, v))) => value(v),
+        (None, None) => 1.0,
+    }
+}
+
+/// How far the network's output moves by the relative error of one convolution: measured points, in between a power law.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Effect {
+    /// `(relative error, movement)`, both ascending.
+    points: Vec<(f64, f64)>,
+}
+
+impl Effect {
+    /// Measures it with the fits of the convolution's probe.
+    pub(super) fn measure(member: usize, fits: Vec<Vec<Fit>>, sensitivity: &Sensitivity<'_>) -> Result<Self> {
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        // From the largest rank, the smallest error, on.
+        for fit in fits.into_iter().rev().flatten() {
+            let error = fit.error.max(1e-12);
+            let moved = sensitivity(&[member], &[fit.kernel])?.max(1e-12);
+            // A larger error that moves less is the luck of few images.
+            if points.last().is_none_or(|p| p.0 < error && p.1 < moved) {
+                points.push((error, moved));
+            }
+        }
+        Ok(Self { points })
+    }
+
+    pub(super) fn at(&self, error: f64) -> f64 {
+        if error <= 0.0 {
+            return 0.0;
+        }
+        let above = self.points.partition_point(|p| p.0 < error);
+        match (above.checked_sub(1).map(|i| self.points[i]), self.points.get(above)) {
+            (Some((e0, m0)), Some(&(e1, m1))) => {
+                let share = (error / e0).ln() / (e1 / e0).ln();
+                m0 * (m1 / m0).powf(share)
+            }
+            (None, Some(&(e, m))) | (Some((e, m)), None) => m * error / e,
+            (None, None) => error,
+        }
+    }
+}

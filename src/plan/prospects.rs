@@ -1,0 +1,335 @@
+//! What could be done with a model: every unit with all that was found out about it, before anything is chosen.
+
+use super::profile::{Calibrated, Effect, Profile, Sight};
+use super::unit::{Unit, units};
+use super::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
+use crate::error::{Error, Result};
+use crate::factor::Scheme;
+use crate::group::Grouping;
+use crate::onnx::{Conv, Model, SkipReason};
+use crate::ranks::{Curve, Offer, choose, cover};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// All that is known of the units before anything is chosen.
+pub(crate) struct Prospects {
+    options: PlanOptions,
+    convs: Vec<Conv>,
+    candidates: Candidates,
+    sights: Option<Arc<[Sight]>>,
+    /// None only while they are being found out.
+    profiles: Vec<Option<Profile>>,
+    /// The effect of each convolution; empty if nothing was measured.
+    effects: BTreeMap<usize, Effect>,
+}
+
+impl Prospects {
+    /// Spectra of every unit and, calibrated, what fitted factors and the network itself say. Of the forms that
+    /// [`SchemeChoice::Auto`] offers those that promise less than the members alone are not measured, and never chosen.
+    ///
+    /// # Errors
+    /// Those of [`Plan::build`].
+    pub(crate) fn new(
+        model: &Model,
+        grouping: &Grouping,
+        options: &PlanOptions,
+        calibrated: Option<&Calibrated<'_>>,
+    ) -> Result<Self> {
+        let candidates = candidates(model, grouping, options, calibrated.is_some())?;
+        let mut found = Self {
+            options: *options,
+            convs: grouping.convs.clone(),
+            sights: calibrated.map(|c| c.sights.clone()),
+            profiles: vec![None; candidates.units.len()],
+            effects: BTreeMap::new(),
+            candidates,
+        };
+        let (units, convs) = (&found.candidates.units, &found.convs);
+        // The largest first, so that the threads end together; results come back in graph order.
+        let mut order: Vec<usize> = (0..units.len()).collect();
+        order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
+        let Some(calibrated) = calibrated else {
+            let profiles = order.par_iter().with_max_len(1).map(|&u| Ok((u, Profile::plain(&units[u], convs)?)));
+            for (u, profile) in profiles.collect::<Result<Vec<_>>>()? {
+                found.profiles[u] = Some(profile);
+            }
+            return Ok(found);
+        };
+        let members: BTreeSet<usize> = units.iter().flat_map(|u| u.members.iter().copied()).collect();
+        let mut members: Vec<usize> = members.into_iter().collect();
+        members.sort_by_key(|&m| std::cmp::Reverse(convs[m].weights()));
+        let probed = members.par_iter().with_max_len(1).map(|&m| {
+            let unit = Unit::probe(m, convs, options);
+            let (profile, fits) = Profile::calibrated(&unit, convs, &calibrated.sights)?;
+            Ok((unit, profile, Effect::measure(m, fits, calibrated.sensitivity)?))
+        });
+        for (probe, profile, effect) in probed.collect::<Result<Vec<_>>>()? {
+            found.effects.insert(probe.members[0], effect);
+            // The probe is the same decomposition as one of the units.
+            let same = |u: &&usize| units[**u].members == probe.members && units[**u].form == probe.form;
+            if let Some(&u) = order.iter().find(same) {
+                found.profiles[u] = Some(profile);
+            }
+        }
+        let (units, convs) = (&found.candidates.units, &found.convs);
+        order.retain(|&u| found.profiles[u].is_none());
+        let measured = order.par_iter().with_max_len(1).map(|&u| {
+            let (mut profile, fits) = Profile::calibrated(&units[u], convs, &calibrated.sights)?;
+            if options.scheme == SchemeChoice::Auto && !found.promises(u, &profile) {
+                profile.drop();
+            } else {
+                profile.measure(&units[u], fits, &found.effects, calibrated.sensitivity)?;
+            }
+            Ok((u, profile))
+        });
+        for (u, profile) in measured.collect::<Result<Vec<_>>>()? {
+            found.profiles[u] = Some(profile);
+        }
+        Ok(found)
+    }
+
+    /// The plan for a ratio or a rate; a ratio at least as large as that of the options.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], or [`Error::NothingToCompress`] where all is best left whole.
+    pub(crate) fn plan(&self, policy: RankPolicy) -> Result<Plan> {
+        let Candidates { units, kept, before, fixed, least } = &self.candidates;
+        let mut kept = kept.clone();
+        let chosen = match policy {
+            RankPolicy::Rate(rate) => {
+                let each = units.iter().enumerate();
+                each.map(|(u, unit)| (unit.members.clone(), unit.rank_at(rate).map(|r| (u, r)))).collect()
+            }
+            RankPolicy::Ratio(ratio) => {
+                let target = (*before as f64 / ratio).floor() as u64;
+                if fixed + least > target {
+                    return Err(unreachable(ratio, *before as f64 / (fixed + least).max(1) as f64, &self.options));
+                }
+                // A ratio within one percent is promised; half of that is worth a search.
+                let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers().into_iter().unzip();
+                let chosen = choose(&offers, target - fixed, target / 200);
+                let chosen = chosen.ok_or_else(|| unreachable(ratio, 1.0, &self.options))?;
+                let named = chosen.into_iter().map(|(o, at)| (offers[o].members.clone(), points[o][at]));
+                let mut named: Vec<(Vec<usize>, Point)> = named.collect();
+                named.sort_by(|a, b| a.0.cmp(&b.0));
+                named
+            }
+        };
+        let mut groups = Vec::new();
+        let mut after = *before;
+        for (members, point) in chosen {
+            let Some((u, rank)) = point else {
+                let reason = match policy {
+                    RankPolicy::Ratio(_) => "whole at this ratio: its parameters remove more error than elsewhere",
+                    RankPolicy::Rate(_) => "whole at this rate: its factors would be larger",
+                };
+                kept.extend(members.iter().map(|&m| Kept { name: self.convs[m].name.clone(), reason: reason.into() }));
+                continue;
+            };
+            let Some(profile) = &self.profiles[u] else { continue };
+            let unit = &units[u];
+            after = (after + unit.cost(rank)).saturating_sub(unit.whole);
+            groups.push(GroupPlan {
+                group: unit.label.clone(),
+                role: unit.role.clone(),
+                predicted_error: profile.group_error(unit, rank).sqrt(),
+                ranks: unit.form.ranks(rank),
+                form: unit.form,
+                parameters_before: unit.whole,
+                parameters_after: unit.parameters(rank),
+                members: unit.members.clone(),
+                alternatives: match self.options.scheme {
+                    SchemeChoice::Auto => self.alternatives(u, rank),
+                    SchemeChoice::Only(_) => Vec::new(),
+                },
+                analysis: profile.analysis.clone(),
+            });
+        }
+        if groups.is_empty() {
+            let all = "at these options every convolution is best left whole; ask for a larger ratio or a smaller rate";
+            return Err(Error::NothingToCompress(all.into()));
+        }
+        Ok(Plan {
+            options: PlanOptions { policy, ..self.options },
+            convs: self.convs.clone(),
+            groups,
+            kept,
+            parameters_before: *before,
+            parameters_after: after,
+            sights: self.sights.clone(),
+        })
+    }
+
+    /// The largest ratio in reach.
+    pub(crate) fn largest_ratio(&self) -> f64 {
+        let Candidates { before, fixed, least, .. } = &self.candidates;
+        *before as f64 / (fixed + least).max(1) as f64
+    }
+
+    /// What a unit at a rank does to the network: the sum of its members' effects and what they do together or, of plain weights,
+    /// the sum of their relative errors.
+    fn damage(&self, u: usize, profile: &Profile, rank: usize) -> f64 {
+        let unit = &self.candidates.units[u];
+        if self.effects.is_empty() && self.options.scheme != SchemeChoice::Auto {
+            return unit.members.len() as f64 * profile.group_error(unit, rank);
+        }
+        let each = unit.members.iter().enumerate().map(|(at, member)| {
+            let error = profile.member_error(unit, at, rank);
+            self.effects.get(member).map_or(error, |effect| effect.at(error))
+        });
+        each.sum::<f64>() * profile.interaction(rank)
+    }
+
+    /// Parameters and damage of a unit's members each alone, in the paper's unfolding, with their shares of a budget.
+    fn alone(&self, u: usize, budget: u64) -> Option<(u64, f64)> {
+        let units = &self.candidates.units;
+        let each = units[u].members.iter().map(|&m| {
+            let form = Scheme::Separate.into();
+            let single = units.iter().position(|o| o.members == [m] && o.form == form)?;
+            let share = u128::from(budget) * u128::from(units[single].whole) / u128::from(units[u].whole.max(1));
+            let rank = self.within(single, share as u64)?;
+            Some((units[single].cost(rank), self.damage(single, self.profiles[single].as_ref()?, rank)))
+        });
+        let each = each.collect::<Option<Vec<_>>>()?;
+        each.into_iter().reduce(|sum, one| (sum.0 + one.0, sum.1 + one.1))
+    }
+
+    /// The largest rank of a unit within a budget.
+    fn within(&self, u: usize, budget: u64) -> Option<usize> {
+        let unit = &self.candidates.units[u];
+        unit.ranks().take_while(|&r| unit.cost(r) <= budget).last()
+    }
+
+    /// Whether a unit is better than its members alone anywhere.
+    fn promises(&self, u: usize, profile: &Profile) -> bool {
+        const TRIED: usize = 9;
+        let unit = &self.candidates.units[u];
+        let ranks: Vec<usize> = unit.ranks().collect();
+        let tried = (0..TRIED).filter_map(|i| ranks.get((2 * i + 1) * ranks.len() / (2 * TRIED)));
+        tried.copied().any(|rank| {
+            let alone = self.alone(u, unit.cost(rank));
+            alone.is_none_or(|a| self.damage(u, profile, rank) < a.1)
+        })
+    }
+
+    /// The other forms for the members of a unit at the parameters of a rank, and that of each member alone.
+    fn alternatives(&self, chosen: usize, rank: usize) -> Vec<Alternative> {
+        let units = &self.candidates.units;
+        let budget = units[chosen].cost(rank);
+        let damage = |u: usize, rank| self.profiles[u].as_ref().map(|profile| self.damage(u, profile, rank));
+        let error = damage(chosen, rank).unwrap_or(0.0).max(f64::MIN_POSITIVE);
+        let mut found = Vec::new();
+        for (u, other) in units.iter().enumerate().filter(|(u, o)| *u != chosen && o.members == units[chosen].members) {
+            if let Some((r, damage)) = self.within(u, budget).and_then(|r| Some((r, damage(u, r)?))) {
+                let relative_error = damage / error;
+                found.push(Alternative { form: other.form.to_string(), parameters: other.cost(r), relative_error });
+            }
+        }
+        if units[chosen].members.len() > 1
+            && let Some((parameters, damage)) = self.alone(chosen, budget)
+        {
+            let form = Scheme::Separate.to_string();
+            found.push(Alternative { form, parameters, relative_error: damage / error });
+        }
+        found.sort_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
+        found
+    }
+
+    /// Error against parameters for each set of members: at each cost the best form, last all of it whole at no error.
+    fn offers(&self) -> Vec<(Offer, Vec<Point>)> {
+        let units = &self.candidates.units;
+        let mut sets: BTreeMap<Vec<usize>, Vec<(usize, &Profile)>> = BTreeMap::new();
+        for (u, unit) in units.iter().enumerate() {
+            // One that has several partners to choose from may stay whole while they do without it.
+            unit.members.iter().for_each(|&m| _ = sets.entry(vec![m]).or_default());
+            if let Some(profile) = self.profiles[u].as_ref().filter(|p| !p.dropped()) {
+                sets.entry(unit.members.clone()).or_default().push((u, profile));
+            }
+        }
+        let offers = sets.into_iter().map(|(members, of)| {
+            let whole = members.iter().map(|&m| self.convs[m].weights()).sum();
+            let mut points: Vec<(u64, f64, Point)> = Vec::new();
+            for (u, profile) in of {
+                let point = |rank| (units[u].cost(rank), self.damage(u, profile, rank), Some((u, rank)));
+                points.extend(units[u].ranks().map(point).filter(|p| p.0 < whole));
+            }
+            points.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+            let mut least = f64::INFINITY;
+            points.retain(|p| {
+                let better = p.1 < least;
+                least = least.min(p.1);
+                better
+            });
+            points.push((whole, 0.0, None));
+            let curve = Curve { points: points.iter().map(|p| (p.0, p.1)).collect() };
+            (Offer { members, curve }, points.into_iter().map(|p| p.2).collect())
+        });
+        offers.collect()
+    }
+}
+
+/// A point of an offer's curve: a unit and its rank, or none where the members stay whole.
+type Point = Option<(usize, usize)>;
+
+/// What can be decomposed, by shapes alone.
+pub(super) struct Candidates {
+    units: Vec<Unit>,
+    kept: Vec<Kept>,
+    /// Parameters of the model.
+    before: u64,
+    /// Those that no decomposition changes.
+    fixed: u64,
+    /// The fewest that the others can become.
+    least: u64,
+}
+
+/// Everything that shapes alone decide, refusals included.
+pub(super) fn candidates(
+    model: &Model,
+    grouping: &Grouping,
+    options: &PlanOptions,
+    calibrated: bool,
+) -> Result<Candidates> {
+    check(options)?;
+    let convs = &grouping.convs;
+    let (mut units, idle): (Vec<_>, Vec<_>) = units(grouping, options, calibrated).into_iter().partition(Unit::pays);
+    let busy: BTreeSet<usize> = units.iter().flat_map(|u| u.members.iter().copied()).collect();
+    let idle: BTreeSet<usize> = idle.iter().flat_map(|u| u.members.iter().copied()).collect();
+    let kept = |&member: &usize| Kept { name: convs[member].name.clone(), reason: SkipReason::NeverPays.to_string() };
+    let kept = idle.difference(&busy).map(kept).collect();
+    if units.is_empty() {
+        return Err(Error::NothingToCompress(nothing(grouping)));
+    }
+    let before = model.parameters();
+    let movable: u64 = busy.iter().map(|&m| convs[m].weights()).sum();
+    let fixed = before.saturating_sub(movable);
+    let least = least(&units, &busy, convs);
+    if let RankPolicy::Ratio(ratio) = options.policy {
+        let target = (before as f64 / ratio).floor() as u64;
+        if fixed + least > target {
+            return Err(unreachable(ratio, before as f64 / (fixed + least).max(1) as f64, options));
+        }
+        for unit in &mut units {
+            unit.limit(match options.scheme {
+                // Beyond what the others leave at their least, no rank is affordable.
+                SchemeChoice::Only(_) => unit.least() + (target - fixed - least),
+                SchemeChoice::Auto => target - fixed,
+            });
+        }
+    }
+    busy.iter().try_for_each(|&m| convs[m].check_finite())?;
+    Ok(Candidates { units, kept, before, fixed, least })
+}
+
+/// Parameters of the units at their lowest ranks, each convolution in one.
+fn least(units: &[Unit], busy: &BTreeSet<usize>, convs: &[Conv]) -> u64 {
+    // A convolution may also stay whole.
+    let whole: Vec<(Vec<usize>, u64)> = busy.iter().map(|&m| (vec![m], convs[m].weights())).collect();
+    let all = units.iter().map(|u| (&u.members[..], u.least())).chain(whole.iter().map(|w| (&w.0[..], w.1)));
+    let mut all: Vec<(&[usize], u64)> = all.collect();
+    // Of the forms of one set the cheapest stands first.
+    all.sort_by_key(|a| a.1);
+    let (sets, costs): (Vec<&[usize]>, Vec<u64>) = all.into_iter().unzip();
+    cover(&sets, &costs.iter().map(|&c| c as f64).collect::<Vec<_>>()).iter().map(|&at| costs[at]).sum()
+}
