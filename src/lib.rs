@@ -55,6 +55,9 @@ mod calibrate;
 #[cfg(feature = "verify")]
 mod compile;
 #[cfg(feature = "verify")]
+#[cfg_attr(not(test), expect(dead_code, reason = "its caller comes with the sensitivities of the outputs"))]
+mod gradient;
+#[cfg(feature = "verify")]
 mod images;
 #[cfg(feature = "verify")]
 mod runtime;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 14] = [
     "error",
     "factor",
     "onnx",
@@ -14,6 +14,7 @@ const ORDER: [&str; 13] = [
     "report",
     "images",
     "runtime",
+    "gradient",
     "calibrate",
     "verify",
     "compile",

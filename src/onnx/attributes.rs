@@ -6,22 +6,22 @@ fn find<'n>(node: &'n NodeProto, name: &str) -> Option<&'n AttributeProto> {
     node.attribute.iter().find(|a| a.name() == name)
 }
 
-pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
+pub(crate) fn int(node: &NodeProto, name: &str) -> Option<i64> {
     find(node, name)?.i
 }
 
-pub(super) fn float(node: &NodeProto, name: &str) -> Option<f32> {
+pub(crate) fn float(node: &NodeProto, name: &str) -> Option<f32> {
     find(node, name)?.f
 }
 
-pub(super) fn ints<'n>(node: &'n NodeProto, name: &str) -> Option<&'n [i64]> {
+pub(crate) fn ints<'n>(node: &'n NodeProto, name: &str) -> Option<&'n [i64]> {
     find(node, name).map(|a| a.ints.as_slice())
 }
 
-pub(super) fn floats<'n>(node: &'n NodeProto, name: &str) -> Option<&'n [f32]> {
+pub(crate) fn floats<'n>(node: &'n NodeProto, name: &str) -> Option<&'n [f32]> {
     find(node, name).map(|a| a.floats.as_slice())
 }
 
-pub(super) fn string<'n>(node: &'n NodeProto, name: &str) -> Option<&'n str> {
+pub(crate) fn string<'n>(node: &'n NodeProto, name: &str) -> Option<&'n str> {
     std::str::from_utf8(find(node, name)?.s.as_deref()?).ok()
 }

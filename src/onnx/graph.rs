@@ -17,6 +17,8 @@ pub(crate) struct Graph<'m> {
     /// Tensors behind names that are constant.
     constants: HashMap<&'m str, &'m TensorProto>,
     order: Vec<usize>,
+    #[cfg(feature = "verify")]
+    opset: i64,
 }
 
 /// One reading of a value.
@@ -49,6 +51,8 @@ impl<'m> Graph<'m> {
             .chain(initializers.keys().copied())
             .chain(proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()))
             .collect();
+        #[cfg(feature = "verify")]
+        let own = model.proto().opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx"));
         let mut graph = Self {
             proto,
             producer: HashMap::new(),
@@ -57,6 +61,8 @@ impl<'m> Graph<'m> {
             constants: HashMap::new(),
             initializers,
             order: Vec::new(),
+            #[cfg(feature = "verify")]
+            opset: own.map_or(1, |o| o.version()),
         };
         if model.proto().ir_version() >= 4 {
             graph.overridable = inputs.iter().copied().filter(|n| graph.initializers.contains_key(n)).collect();
@@ -148,6 +154,12 @@ impl<'m> Graph<'m> {
     /// Node positions such that every node comes after what it reads.
     pub(crate) fn order(&self) -> &[usize] {
         &self.order
+    }
+
+    /// The version of ONNX's own operators that the model is written in.
+    #[cfg(feature = "verify")]
+    pub(crate) fn opset(&self) -> i64 {
+        self.opset
     }
 
     pub(crate) fn producer(&self, value: &str) -> Option<usize> {

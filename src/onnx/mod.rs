@@ -2,7 +2,7 @@
 //!
 //! [`Model`] is a file, [`Graph`] a read-only index over it, [`Conv`] one validated convolution.
 
-mod attributes;
+pub(crate) mod attributes;
 mod batch_norm;
 mod conv;
 mod graph;
@@ -17,4 +17,6 @@ pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
 pub use model::{InputShape, Model, write_whole};
 pub(crate) use shapes::Resolutions;
+#[cfg(feature = "verify")]
+pub(crate) use tensor::read_integers;
 pub(crate) use tensor::{float_initializer, read_floats};

@@ -107,7 +107,7 @@ pub(crate) fn float_initializer(name: String, dims: &[usize], data: impl Iterato
 }
 
 /// The small integers of an int64 tensor, for shapes, pads and scales.
-pub(super) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
+pub(crate) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     if tensor.data_type() != DataType::Int64 as i32 {
         return None;
     }

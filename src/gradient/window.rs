@@ -1,0 +1,168 @@
+//! How the kernels of convolutions and poolings slide over one or two spatial axes.
+
+use crate::onnx::attributes;
+use crate::onnx::proto::NodeProto;
+use std::ops::Range;
+
+/// Sizes and attributes beyond this are taken for damage.
+const LARGEST: i64 = 1 << 24;
+
+/// The attributes of a sliding window.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    /// One or two.
+    axes: usize,
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    padding: Padding,
+}
+
+#[derive(Debug, Clone)]
+enum Padding {
+    /// Before each axis, then after each.
+    Given(Vec<usize>),
+    /// As much as the output's size asks for, the odd one after.
+    SameUpper,
+    /// The odd one before.
+    SameLower,
+}
+
+/// One spatial axis of a window on a value of known size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Slide {
+    pub(super) kernel: usize,
+    stride: usize,
+    dilation: usize,
+    before: usize,
+    after: usize,
+    pub(super) input: usize,
+    pub(super) output: usize,
+}
+
+impl Window {
+    /// Reads the attributes of a window of one or two axes.
+    pub(super) fn of(node: &NodeProto, axes: usize) -> Option<Self> {
+        let read = |name: &str, count: usize, least: i64| -> Option<Option<Vec<usize>>> {
+            let Some(values) = attributes::ints(node, name) else { return Some(None) };
+            let fits = values.len() == count && values.iter().all(|v| (least..=LARGEST).contains(v));
+            fits.then(|| Some(values.iter().map(|&v| v as usize).collect()))
+        };
+        let padding = match attributes::string(node, "auto_pad").unwrap_or("NOTSET") {
+            "NOTSET" | "" => Padding::Given(read("pads", 2 * axes, 0)?.unwrap_or(vec![0; 2 * axes])),
+            "VALID" => Padding::Given(vec![0; 2 * axes]),
+            "SAME_UPPER" => Padding::SameUpper,
+            "SAME_LOWER" => Padding::SameLower,
+            _ => return None,
+        };
+        let strides = read("strides", axes, 1)?.unwrap_or(vec![1; axes]);
+        let dilations = read("dilations", axes, 1)?.unwrap_or(vec![1; axes]);
+        (1..=2).contains(&axes).then_some(Self { axes, strides, dilations, padding })
+    }
+
+    /// Whether the padding is known without the input's size.
+    pub(super) fn is_given(&self) -> bool {
+        matches!(self.padding, Padding::Given(_))
+    }
+
+    /// The window over inputs and outputs of these spatial sizes; one axis is taken for the second of two.
+    pub(super) fn slides(&self, kernel: &[usize], input: &[usize], output: &[usize]) -> Option<[Slide; 2]> {
+        if [kernel.len(), input.len(), output.len()] != [self.axes; 3] || kernel.contains(&0) {
+            return None;
+        }
+        let mut slides = [Slide { kernel: 1, stride: 1, dilation: 1, before: 0, after: 0, input: 1, output: 1 }; 2];
+        for (axis, slide) in slides.iter_mut().skip(2 - self.axes).enumerate() {
+            let (stride, dilation) = (self.strides[axis], self.dilations[axis]);
+            let reach = dilation * (kernel[axis] - 1) + 1;
+            let total = (output[axis].saturating_sub(1) * stride + reach).saturating_sub(input[axis]);
+            let (before, after) = match &self.padding {
+                Padding::Given(pads) => (pads[axis], pads[axis + self.axes]),
+                Padding::SameUpper => (total / 2, total - total / 2),
+                Padding::SameLower => (total - total / 2, total / 2),
+            };
+            let (input, output) = (input[axis], output[axis]);
+            *slide = Slide { kernel: kernel[axis], stride, dilation, before, after, input, output };
+        }
+        Some(slides)
+    }
+}
+
+impl Slide {
+    /// The input that a tap of the kernel meets at an output.
+    pub(super) fn source(&self, output: usize, tap: usize) -> Option<usize> {
+        (output * self.stride + tap * self.dilation).checked_sub(self.before).filter(|&at| at < self.input)
+    }
+
+    /// Outputs at which a tap meets the input.
+    fn outputs(&self, tap: usize) -> Range<usize> {
+        let shift = tap * self.dilation;
+        let from = self.before.saturating_sub(shift).div_ceil(self.stride);
+        let to = (self.input + self.before).saturating_sub(shift).div_ceil(self.stride).min(self.output);
+        from..to.max(from)
+    }
+
+    /// Taps that meet the input at an output, or also its padding.
+    pub(super) fn met(&self, output: usize, padding: bool) -> usize {
+        let inside = |tap: &usize| {
+            let at = output * self.stride + tap * self.dilation;
+            if padding { at < self.before + self.input + self.after } else { self.source(output, *tap).is_some() }
+        };
+        (0..self.kernel).filter(inside).count()
+    }
+
+    /// Whether input and output are the same places.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == 1 && self.stride == 1 && self.before == 0 && self.input == self.output
+    }
+}
+
+/// Whether a window is of one pixel and touches each once.
+pub(super) fn is_pointwise(slides: &[Slide; 2]) -> bool {
+    slides.iter().all(Slide::is_pointwise)
+}
+
+/// A row of outputs that meet a row of inputs under one tap.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) tap: usize,
+    /// First output in its plane; the others follow one by one.
+    output: usize,
+    /// First input in its plane.
+    input: usize,
+    /// From one input to the next.
+    step: usize,
+    count: usize,
+}
+
+impl Run {
+    /// `input += output` along the run, for two planes.
+    pub(super) fn scatter(&self, input: &mut [f32], output: &[f32]) {
+        let to = input[self.input..].iter_mut().step_by(self.step);
+        to.zip(&output[self.output..self.output + self.count]).for_each(|(to, from)| *to += from);
+    }
+
+    /// `output = input` along the run, for two planes.
+    pub(super) fn gather(&self, input: &[f32], output: &mut [f32]) {
+        let from = input[self.input..].iter().step_by(self.step);
+        output[self.output..self.output + self.count].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+}
+
+/// All meetings of taps, outputs and inputs.
+pub(super) fn runs([y, x]: &[Slide; 2]) -> Vec<Run> {
+    let mut runs = Vec::new();
+    for (ky, kx) in (0..y.kernel).flat_map(|ky| (0..x.kernel).map(move |kx| (ky, kx))) {
+        let columns = x.outputs(kx);
+        let Some(first) = x.source(columns.start, kx).filter(|_| !columns.is_empty()) else { continue };
+        for row in y.outputs(ky) {
+            let Some(source) = y.source(row, ky) else { continue };
+            runs.push(Run {
+                tap: ky * x.kernel + kx,
+                output: row * x.output + columns.start,
+                input: source * x.input + first,
+                step: x.stride,
+                count: columns.len(),
+            });
+        }
+    }
+    runs
+}
