@@ -1,6 +1,7 @@
 //! Calibration: what every convolution sees when the model runs on images, and the layers refitted in turn on what the
 //! compressed model gives them. No labels, no training.
 
+mod gradients;
 mod repair;
 mod watch;
 
@@ -58,6 +59,10 @@ impl<'c> Calibration<'c> {
         self.count
     }
 
+    fn feed(&self, image: usize) -> Result<Feed> {
+        Ok(vec![self.images.feed(image, &self.inputs[0].dims)?])
+    }
+
     /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
     fn run(
         &self,
@@ -68,7 +73,7 @@ impl<'c> Calibration<'c> {
         let probe = Probe::new(model, values, &self.inputs)?;
         for from in (0..self.count).step_by(PORTION) {
             let portion = from..(from + PORTION).min(self.count);
-            let feeds = portion.map(|i| Ok(vec![self.images.feed(i, &self.inputs[0].dims)?]));
+            let feeds = portion.map(|i| self.feed(i));
             take(from, probe.run(&feeds.collect::<Result<Vec<Feed>>>()?)?)?;
         }
         Ok(())
@@ -119,11 +124,12 @@ impl<'c> Calibration<'c> {
         })?;
         let mut sights = Vec::new();
         let mut targets = Vec::new();
-        for ((kept, conv), addend) in seen_by.into_iter().zip(convs).zip(&mut addends) {
+        let gradients = self.gradients(model, convs)?;
+        for (((kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
             addend.take_if(|_| !kept.alike);
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());
-            sights.push(Sight::new(kept.moment, None).map_err(|reason| numerical(conv, reason))?);
+            sights.push(Sight::new(kept.moment, gradient).map_err(|reason| numerical(conv, reason))?);
         }
         Ok(Observations { sights: sights.into(), targets, addends })
     }

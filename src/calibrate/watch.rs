@@ -31,7 +31,7 @@ impl Calibration<'_> {
     /// [`Error::Unavailable`] if tract cannot run the model.
     pub(crate) fn watch<'w>(&'w self, model: &'w Model, convs: &'w [Conv], sights: Arc<[Sight]>) -> Result<Watch<'w>> {
         let count = WATCHED.min(self.count);
-        let feeds = (0..count).map(|i| Ok(vec![self.images.feed(i * self.count / count, &self.inputs[0].dims)?]));
+        let feeds = (0..count).map(|i| self.feed(i * self.count / count));
         let feeds = feeds.collect::<Result<Vec<Feed>>>()?;
         let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
         let mut variation = 0.0;
