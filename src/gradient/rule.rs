@@ -141,6 +141,9 @@ impl Unary {
     }
 }
 
+/// Larger blocks of pixels are taken for damage.
+const LARGEST_BLOCK: usize = 1 << 12;
+
 /// One axis of a slice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
@@ -466,7 +469,8 @@ impl Site<'_> {
                 Rule::Transpose { order: if let Some(order) = order { Some(order?) } else { None } }
             }
             "DepthToSpace" | "SpaceToDepth" => {
-                let block = usize::try_from(self.int("blocksize", 0)).ok().filter(|&b| b > 0)?;
+                let block =
+                    usize::try_from(self.int("blocksize", 0)).ok().filter(|b| (1..=LARGEST_BLOCK).contains(b))?;
                 if self.node.op_type() == "SpaceToDepth" {
                     return Some(Rule::SpaceToDepth { block });
                 }

@@ -5,7 +5,7 @@
 use super::Seen;
 use super::rule::{Border, Cut, Grid, Rounding, Rule, Unary};
 use super::window::{Slide, Window, is_pointwise, runs};
-use ndarray::{Array2, Array3, Array4, ArrayD, ArrayView2, ArrayViewD, Axis, IxDyn, Slice, Zip, s};
+use ndarray::{Array2, Array3, ArrayD, ArrayView2, ArrayViewD, Axis, CowArray, Ix3, Ix4, IxDyn, Slice, Zip, s};
 
 type Given<'c> = [Option<&'c ArrayD<f32>>];
 
@@ -424,17 +424,17 @@ fn resize(
 struct Convolved<'a> {
     slides: [Slide; 2],
     /// `groups × out × in·taps`; for a transposed one `in × out·taps`.
-    kernel: Array3<f32>,
-    g: Array4<f32>,
+    kernel: CowArray<'a, f32, Ix3>,
+    g: CowArray<'a, f32, Ix4>,
     shape: &'a [usize],
 }
 
 impl<'a> Convolved<'a> {
     /// `transposed` swaps what slides over what.
     fn new(
-        g: &ArrayD<f32>,
+        g: &'a ArrayD<f32>,
         shape: &'a [usize],
-        kernel: &ArrayD<f32>,
+        kernel: &'a ArrayD<f32>,
         window: &Window,
         groups: usize,
         transposed: bool,
@@ -445,13 +445,14 @@ impl<'a> Convolved<'a> {
         let &[same_images, inputs, ref size @ ..] = shape else { return None };
         let slides = if transposed { window.slides(taps, out, size)? } else { window.slides(taps, size, out)? };
         let (rows, columns) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
-        if images != same_images || rows != first || columns != second * groups || rows % groups != 0 {
+        if images != same_images || rows != first || Some(columns) != second.checked_mul(groups) || rows % groups != 0 {
             return None;
         }
         let per_row = second * taps.iter().product::<usize>();
-        let kernel = flat3(kernel, [groups, first / groups, per_row])?;
+        let kernel = kernel.as_standard_layout().into_shape_with_order((groups, first / groups, per_row)).ok()?;
         let planes = (images, groups, outputs / groups, out.iter().product::<usize>());
-        Some(Self { slides, kernel, g: Array4::from_shape_vec(planes, g.iter().copied().collect()).ok()?, shape })
+        let g = g.as_standard_layout().into_shape_with_order(planes).ok()?;
+        Some(Self { slides, kernel, g, shape })
     }
 
     /// For each image and group the cotangent of the input from that of the output, put together.
