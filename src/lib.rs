@@ -55,7 +55,6 @@ mod calibrate;
 #[cfg(feature = "verify")]
 mod compile;
 #[cfg(feature = "verify")]
-#[cfg_attr(not(test), expect(dead_code, reason = "its caller comes with the sensitivities of the outputs"))]
 mod gradient;
 #[cfg(feature = "verify")]
 mod images;
