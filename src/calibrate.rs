@@ -3,11 +3,11 @@
 
 use crate::error::{Error, Result};
 use crate::factor::{self, Geometry, Moment};
-use crate::images::Images;
+use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Plan;
 use crate::rewrite::{Compiled, assemble, shifted_bias, with_kernels};
-use crate::runtime::{Feed, Input, Runner, inputs};
+use crate::runtime::{Feed, Input, Runner, inputs, shapes};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4, s};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ const ROWS_PER_COLUMN: usize = 64;
 const REFIT_SWEEPS: usize = 6;
 
 /// Images to calibrate on.
-pub(crate) struct Calibration<'c> {
-    images: &'c Images,
+pub(crate) struct Calibration {
+    samples: Samples,
     count: usize,
     inputs: Vec<Input>,
 }
@@ -36,18 +36,20 @@ pub(crate) struct Observations {
     addends: Vec<Option<String>>,
 }
 
-impl<'c> Calibration<'c> {
-    /// The first `samples` images for a model with one input.
+impl Calibration {
+    /// At most `most` of the images, for a model's inputs.
     ///
     /// # Errors
-    /// [`Error::Options`] if the model has several inputs, [`Error::Images`] if an image does not fit.
-    pub(crate) fn new(model: &Model, images: &'c Images, samples: usize, shapes: &[InputShape]) -> Result<Self> {
-        let inputs = inputs(model, shapes)?;
-        let [input] = &inputs[..] else {
-            return Err(Error::Options(format!("--calib needs a model with one input; this one has {}", inputs.len())));
-        };
-        images.feed(0, &input.dims)?;
-        Ok(Self { images, count: samples.min(images.len()), inputs })
+    /// [`Error::Images`] or [`Error::Options`] if they do not fit the model.
+    pub(crate) fn new(model: &Model, images: &Images, most: usize, given: &[InputShape]) -> Result<Self> {
+        let inputs = inputs(model, given)?;
+        let samples = images.fit(model, &shapes(&inputs), Some(most))?;
+        Ok(Self { count: samples.len(), samples, inputs })
+    }
+
+    /// The line that says which preprocessing was assumed, if none was asked for.
+    pub(crate) fn assumed(&self) -> Option<&str> {
+        self.samples.assumed()
     }
 
     /// How many images.
@@ -65,8 +67,7 @@ impl<'c> Calibration<'c> {
         let probe = Probe::new(model, values, &self.inputs)?;
         for from in (0..self.count).step_by(PORTION) {
             let portion = from..(from + PORTION).min(self.count);
-            let feeds = portion.map(|i| Ok(vec![self.images.feed(i, &self.inputs[0].dims)?]));
-            take(from, probe.run(&feeds.collect::<Result<Vec<Feed>>>()?)?)?;
+            take(from, probe.run(&self.samples.feeds(portion)?)?)?;
         }
         Ok(())
     }
@@ -208,7 +209,7 @@ pub(crate) struct Watch<'c> {
     variation: f64,
 }
 
-impl Calibration<'_> {
+impl Calibration {
     /// Runs the original model on images spread over all of them.
     ///
     /// # Errors
@@ -220,8 +221,7 @@ impl Calibration<'_> {
         moments: Arc<[Moment]>,
     ) -> Result<Watch<'w>> {
         let count = WATCHED.min(self.count);
-        let feeds = (0..count).map(|i| Ok(vec![self.images.feed(i * self.count / count, &self.inputs[0].dims)?]));
-        let feeds = feeds.collect::<Result<Vec<Feed>>>()?;
+        let feeds = self.samples.feeds((0..count).map(|i| i * self.count / count))?;
         let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
         let mut variation = 0.0;
         for o in 0..outputs.first().map_or(0, Vec::len) {

@@ -67,7 +67,7 @@ pub use error::{Error, Result};
 pub use factor::Scheme;
 pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, find_groups};
 #[cfg(feature = "verify")]
-pub use images::Images;
+pub use images::{Images, Layout, Preprocessing, Preset};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
 pub use plan::{GroupPlan, Kept, Plan, PlanOptions, RankPolicy};
 pub use report::{
