@@ -20,17 +20,17 @@ const BRIGHTNESS: [f32; 2] = [0.45, 0.13];
 /// Spread of the discs' brightness in a picture: its median, and the spread of its logarithm from picture to picture.
 const CONTRAST: [f32; 2] = [0.24, 0.35];
 /// Spread of colour along blue–yellow and green–magenta as shares of the contrast, as principal components of photographs.
-const CHROMA: [f32; 2] = [0.18, 0.08];
+const CHROMA: [f32; 2] = [0.14, 0.06];
 /// Directions of those in red, green and blue, of length √3 as that of brightness.
 const AXES: [[f32; 3]; 2] = [[1.225, 0.0, -1.225], [0.707, -1.414, 0.707]];
 /// Share of colour that a whole picture has in common.
-const TINT: f32 = 0.3;
+const TINT: f32 = 0.5;
 /// Spread of the slope of brightness across a disc, as a share of the contrast.
 const SLOPE: f32 = 0.4;
 /// Mean spread of the texture inside a disc, as a share of the contrast.
-const TEXTURE: f32 = 0.4;
+const TEXTURE: f32 = 0.25;
 /// Spread of the final blur in pixels, drawn evenly between these.
-const BLUR: [f32; 2] = [0.15, 0.4];
+const BLUR: [f32; 2] = [0.3, 0.6];
 /// A pixel of which less than this shows through is covered.
 const COVERED: f32 = 1.0 / 256.0;
 /// Discs may cover the picture this many times; what is bare then shows the middle tone.
