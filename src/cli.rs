@@ -2,10 +2,11 @@
 
 use clap::{Parser, ValueEnum};
 use onnx_jmd::{
-    Error, Gates, GroupBy, GroupOptions, Images, InputShape, Options, PlanOptions, RankPolicy, Result, Scheme,
-    SchemeChoice, Unfolding, VerifyOptions,
+    Error, Gates, GroupBy, GroupOptions, Images, InputShape, Layout, Options, PlanOptions, Preprocessing, Preset,
+    RankPolicy, Result, Scheme, SchemeChoice, Unfolding, VerifyOptions,
 };
 use regex::Regex;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
@@ -84,12 +85,16 @@ pub struct Cli {
     #[arg(long, help_heading = "Which convolutions")]
     allow_more_macs: bool,
 
-    /// Calibrate on these images, a .npy as for --images: errors are then measured by what each layer sees, and layers are
-    /// refitted in turn on what the compressed network gives them; no labels, no training
-    #[arg(long, value_name = "FILE.npy", help_heading = "Calibration")]
-    calib: Option<PathBuf>,
+    /// Calibrate on these inputs: errors are then measured by what each layer sees, and layers are refitted in turn on what
+    /// the compressed network gives them; no labels, no training.
+    ///
+    /// PATH is a folder of PNG or JPEG pictures, resized and cropped to fit, a .npy of shape [count, ...], a .npz of such
+    /// arrays named as the model's inputs, or an ONNX tensor input_0.pb or a folder of data sets of them. `drawn` draws
+    /// pictures by chance, `none` decomposes the plain weights
+    #[arg(long, value_name = "PATH|drawn|none", help_heading = "Calibration")]
+    calib: Option<CalibrationSource>,
 
-    /// Calibrate on the first N images
+    /// Calibrate on N of them: the first, or of a folder of pictures N spread evenly
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
     calib_samples: u32,
 
@@ -105,7 +110,7 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1000), help_heading = "Verification")]
     verify_inputs: u16,
 
-    /// Seed of those inputs
+    /// Seed of those inputs and of drawn pictures
     #[arg(long, default_value_t = 0, help_heading = "Verification")]
     seed: u64,
 
@@ -121,21 +126,34 @@ pub struct Cli {
     #[arg(long, value_name = "SHARE", help_heading = "Verification")]
     min_agreement: Option<f64>,
 
-    /// Classify these images, a .npy of shape [count, channels, height, width], before and after; bytes are divided by 255
-    #[arg(long, value_name = "FILE.npy", help_heading = "Accuracy")]
+    /// Classify these images before and after: PATH as for --calib
+    #[arg(long, value_name = "PATH", help_heading = "Accuracy")]
     images: Option<PathBuf>,
 
-    /// Their classes, a .npy of integers
+    /// Their classes, a .npy of integers; those of a folder in the order of sorted names
     #[arg(long, value_name = "FILE.npy", requires = "images", help_heading = "Accuracy")]
     labels: Option<PathBuf>,
 
-    /// Subtracted from the images, one value or one a channel
-    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "Accuracy")]
+    /// How pixels become what the model reads, for --calib and --images: a known combination of the options below; without
+    /// any of them it is told from the model or assumed, and progress says what
+    #[arg(long, value_enum, value_name = "NAME", allow_hyphen_values = true, help_heading = "Preprocessing")]
+    preprocess: Option<PresetName>,
+
+    /// Pixels are multiplied by this first; by default bytes by 1/255 and floats by 1
+    #[arg(long, value_name = "S", allow_negative_numbers = true, help_heading = "Preprocessing")]
+    scale: Option<f32>,
+
+    /// Subtracted from the scaled pixels, one value or one a channel
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true, help_heading = "Preprocessing")]
     mean: Vec<f32>,
 
-    /// The images are divided by this, one value or one a channel
-    #[arg(long, value_delimiter = ',', help_heading = "Accuracy")]
+    /// Then they are divided by this, one value or one a channel
+    #[arg(long, value_delimiter = ',', help_heading = "Preprocessing")]
     std: Vec<f32>,
+
+    /// Axes of the arrays given, if their shape leaves them open
+    #[arg(long, value_enum, help_heading = "Preprocessing")]
+    layout: Option<LayoutName>,
 
     /// Write the report as JSON, to standard output with '-'
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -172,7 +190,7 @@ Exit codes:
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
-  onnx-jmd in.onnx out.onnx --ratio 4 --scheme separate --calib images.npy
+  onnx-jmd in.onnx out.onnx --ratio 4 --scheme separate --calib folder-of-pictures
   onnx-jmd in.onnx out.onnx --ratio 22 --scheme bi-jsvd --split 0.3
   onnx-jmd in.onnx --ratio 4 --dry-run --json -
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95";
@@ -194,6 +212,76 @@ enum UnfoldingName {
     Spatial,
     FilterBank,
     PointwiseFirst,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PresetName {
+    /// 0 to 1, mean 0.485,0.456,0.406, std 0.229,0.224,0.225
+    Imagenet,
+    /// 0 to 1, mean 0.4914,0.4822,0.4465, std 0.2470,0.2435,0.2616
+    Cifar,
+    /// Pixels from 0 to 1
+    #[value(name = "0-1")]
+    ZeroToOne,
+    /// Pixels from 0 to 255
+    #[value(name = "0-255")]
+    Bytes,
+    /// Pixels from -1 to 1
+    #[value(name = "-1-1")]
+    MinusOneToOne,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LayoutName {
+    /// Count, channels, height, width
+    Nchw,
+    /// Count, height, width, channels
+    Nhwc,
+}
+
+impl PresetName {
+    fn preset(self) -> Preset {
+        match self {
+            Self::Imagenet => Preset::ImageNet,
+            Self::Cifar => Preset::Cifar,
+            Self::ZeroToOne => Preset::ZeroToOne,
+            Self::Bytes => Preset::Bytes,
+            Self::MinusOneToOne => Preset::MinusOneToOne,
+        }
+    }
+}
+
+impl LayoutName {
+    fn layout(self) -> Layout {
+        match self {
+            Self::Nchw => Layout::Nchw,
+            Self::Nhwc => Layout::Nhwc,
+        }
+    }
+}
+
+/// What --calib asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum CalibrationSource {
+    /// The plain weights are decomposed.
+    None,
+    /// Pictures drawn by chance.
+    Drawn,
+    /// A file or folder.
+    Path(PathBuf),
+}
+
+/// What is calibrated on without --calib.
+const DEFAULT_CALIBRATION: CalibrationSource = CalibrationSource::None;
+
+impl From<OsString> for CalibrationSource {
+    fn from(text: OsString) -> Self {
+        match text.to_str() {
+            Some("none") => Self::None,
+            Some("drawn") => Self::Drawn,
+            _ => Self::Path(text.into()),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -251,9 +339,22 @@ impl Cli {
             seed: self.seed,
             input_shapes: input_shapes.clone(),
         };
+        let preprocessing = Preprocessing {
+            preset: self.preprocess.map(PresetName::preset),
+            scale: self.scale,
+            mean: self.mean,
+            std: self.std,
+            layout: self.layout.map(LayoutName::layout),
+        };
         let images = match &self.images {
-            Some(path) => Some(Images::open(path, self.labels.as_deref(), &self.mean, &self.std)?),
+            Some(path) => Some(Images::open(path, self.labels.as_deref(), &preprocessing)?),
             None => None,
+        };
+        let samples = self.calib_samples as usize;
+        let calibration = match self.calib.unwrap_or(DEFAULT_CALIBRATION) {
+            CalibrationSource::None => None,
+            CalibrationSource::Drawn => Some(Images::drawn(self.seed, samples, &preprocessing)?),
+            CalibrationSource::Path(path) => Some(Images::open(&path, None, &preprocessing)?),
         };
         let options = Options {
             groups: GroupOptions {
@@ -275,10 +376,7 @@ impl Cli {
             },
             verify: (!self.no_verify).then_some(verify),
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
-            calibration: match &self.calib {
-                Some(path) => Some((Images::open(path, None, &self.mean, &self.std)?, self.calib_samples as usize)),
-                None => None,
-            },
+            calibration: calibration.map(|images| (images, samples)),
             repair: !self.no_repair,
             images,
             dry_run: self.dry_run,

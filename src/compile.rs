@@ -8,6 +8,7 @@ use crate::onnx::Model;
 use crate::plan::{Calibrated, Plan, PlanOptions, Prospects};
 use crate::report::Report;
 use crate::rewrite::apply;
+use crate::runtime::{inputs as fixed, shapes as named};
 use crate::verify::{VerifyOptions, score, verify};
 use ndarray::Array4;
 
@@ -95,6 +96,13 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
     let shapes = &options.groups.input_shapes;
     let calibration = options.calibration.as_ref().map(|(images, n)| Calibration::new(model, images, *n, shapes));
     let calibration = calibration.transpose()?;
+    calibration.iter().filter_map(Calibration::assumed).for_each(progress);
+    let scored = match &options.images {
+        // Before any work, as they may not fit.
+        Some(images) => Some((images, images.fit(model, &named(&fixed(model, shapes)?), None)?)),
+        None => None,
+    };
+    scored.iter().filter_map(|(_, samples)| samples.assumed()).for_each(progress);
     if calibration.is_some() {
         Plan::precheck(model, &grouping, &options.plan)?;
         progress("measuring what each convolution sees");
@@ -133,8 +141,8 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
         progress("verifying with tract");
         report.verification = Some(verify(model, &plan, &compiled, how)?);
     }
-    if let Some(images) = &options.images {
-        progress(&format!("classifying {} images, before and after", images.len()));
+    if let Some((images, samples)) = &scored {
+        progress(&format!("classifying {} images, before and after", samples.len()));
         report.score = Some(score(model, &compiled.model, images, shapes)?);
     }
     if !model.round_trips() {

@@ -69,7 +69,7 @@ pub use error::{Error, Result};
 pub use factor::{Form, Scheme, Unfolding};
 pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
-pub use images::Images;
+pub use images::{Images, Layout, Preprocessing, Preset};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
 pub use report::{

@@ -29,9 +29,10 @@ impl Input {
     }
 }
 
-/// An input that has to be fed: its dimensions, the batch at one, and element type.
+/// An input that has to be fed: its name, its dimensions, the batch at one, and element type.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
+    pub(crate) name: String,
     pub(crate) dims: Vec<usize>,
     pub(crate) datum_type: DatumType,
 }
@@ -50,7 +51,7 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
     let fixed = inputs.iter().map(|(name, element_type, dims)| {
         let datum_type = datum_type(element_type);
         if let Some(shape) = given(name) {
-            return Ok(Input { dims: shape.dims.clone(), datum_type });
+            return Ok(Input { name: name.clone(), dims: shape.dims.clone(), datum_type });
         }
         let known = dims.iter().enumerate().map(|(axis, d)| match (axis, d) {
             (_, Some(d)) => usize::try_from(*d).ok(),
@@ -63,7 +64,7 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
                 "input '{name}' has an open shape: give --input-shape {name}:1,3,224,224 (its own numbers)"
             ))
         })?;
-        Ok(Input { dims, datum_type })
+        Ok(Input { name: name.clone(), dims, datum_type })
     });
     let fixed: Vec<Input> = fixed.collect::<Result<_>>()?;
     for (input, (name, ..)) in fixed.iter().zip(&inputs) {
@@ -75,6 +76,11 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
         }
     }
     Ok(fixed)
+}
+
+/// Names and dimensions of inputs.
+pub(crate) fn shapes(inputs: &[Input]) -> Vec<(&str, &[usize])> {
+    inputs.iter().map(|i| (i.name.as_str(), &i.dims[..])).collect()
 }
 
 /// Elements of the largest input that is run: a gigabyte of f32.

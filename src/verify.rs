@@ -7,7 +7,7 @@ use crate::onnx::{InputShape, Model};
 use crate::plan::Plan;
 use crate::report::{Approximation, Score, Verification};
 use crate::rewrite::{Compiled, reference};
-use crate::runtime::{Feed, Input, Runner, inputs};
+use crate::runtime::{Feed, Input, Runner, inputs, shapes};
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -65,11 +65,9 @@ pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyO
 ///
 /// # Errors
 /// [`Error::Unavailable`], or [`Error::Images`] if they do not fit the model's input or its output is not class scores.
-pub fn score(model: &Model, compressed: &Model, images: &Images, shapes: &[InputShape]) -> Result<Score> {
-    let inputs = inputs(model, shapes)?;
-    let [input] = &inputs[..] else {
-        return Err(Error::Options(format!("--images needs a model with one input; this one has {}", inputs.len())));
-    };
+pub fn score(model: &Model, compressed: &Model, images: &Images, given: &[InputShape]) -> Result<Score> {
+    let inputs = inputs(model, given)?;
+    let images = images.fit(model, &shapes(&inputs), None)?;
     // Images are made and dropped in portions, as thousands of large ones would not fit.
     const PORTION: usize = 64;
     let classes = |model: &Model, what| -> Result<Vec<usize>> {
@@ -77,8 +75,7 @@ pub fn score(model: &Model, compressed: &Model, images: &Images, shapes: &[Input
         let mut classes = Vec::with_capacity(images.len());
         for start in (0..images.len()).step_by(PORTION) {
             let portion = start..(start + PORTION).min(images.len());
-            let feeds: Vec<Feed> = portion.map(|i| Ok(vec![images.feed(i, &input.dims)?])).collect::<Result<_>>()?;
-            for outputs in runner.run_all(&feeds)? {
+            for outputs in runner.run_all(&images.feeds(portion)?)? {
                 let scores = outputs.first().filter(|y| is_scores(y));
                 classes.extend(best(scores.ok_or_else(|| {
                     Error::Options("--images needs a model whose first output is class scores, [batch, classes]".into())

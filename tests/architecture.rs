@@ -21,11 +21,14 @@ const ORDER: [&str; 14] = [
 ];
 
 /// Crates and the only files that may use them.
-const OWNERS: [(&str, &[&str]); 5] = [
+const OWNERS: [(&str, &[&str]); 8] = [
     ("prost", &["src/onnx/model.rs"]),
     ("faer", &["src/factor/linalg.rs"]),
     ("tract_onnx", &["src/runtime.rs"]),
     ("tract_core", &["src/runtime.rs"]),
+    ("npyz", &["src/images/npy.rs"]),
+    ("zip", &["src/images/npy.rs"]),
+    ("image", &["src/images/folder.rs"]),
     ("clap", &["src/cli.rs", "src/main.rs"]),
 ];
 

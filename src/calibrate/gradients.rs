@@ -19,7 +19,7 @@ const DRAWS: u64 = 2;
 /// Images whose gradients are in memory together.
 const PORTION: usize = 8;
 
-impl Calibration<'_> {
+impl Calibration {
     /// For each convolution `E[g·gᵀ]`, `out × out`, a pixel, with `g = Jᵀ·v` the gradient at its output of the network's outputs
     /// in a direction `v ~ N(0, I)`: so `E‖J·e‖² = tr E[e·eᵀ]·E[g·gᵀ]` for errors `e` that know nothing of `g`. None where an
     /// operator behind it has no known derivative.
@@ -38,9 +38,9 @@ impl Calibration<'_> {
             convs.iter().map(|c| Some((Array2::zeros((c.shape[0], c.shape[0])), 0.0))).collect();
         for from in (0..count).step_by(PORTION) {
             let portion: Vec<usize> = (from..(from + PORTION).min(count)).collect();
-            let each = portion.par_iter().with_max_len(1).map(|&i| {
-                let feed: Feed = self.feed(i * self.count / count)?;
-                let seen = probe.run(std::slice::from_ref(&feed))?.pop().unwrap_or_default();
+            let feeds: Vec<Feed> = self.samples.feeds(portion.iter().map(|i| i * self.count / count))?;
+            let each = portion.par_iter().zip(&feeds).with_max_len(1).map(|(&i, feed)| {
+                let seen = probe.run(std::slice::from_ref(feed))?.pop().unwrap_or_default();
                 let seen: HashMap<String, ArrayD<f32>> = values.iter().map(|v| (*v).to_owned()).zip(seen).collect();
                 let mut found: Vec<Vec<Option<Array2<f32>>>> = Vec::new();
                 for draw in 0..DRAWS {

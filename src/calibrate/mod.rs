@@ -7,10 +7,10 @@ mod watch;
 
 use crate::error::{Error, Result};
 use crate::factor::{Geometry, Moment};
-use crate::images::Images;
+use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Sight;
-use crate::runtime::{Feed, Input, Runner, inputs};
+use crate::runtime::{Feed, Input, Runner, inputs, shapes};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ const ROWS_PER_COLUMN: usize = 64;
 const MOST_ROWS: usize = 40_000;
 
 /// Images to calibrate on.
-pub(crate) struct Calibration<'c> {
-    images: &'c Images,
+pub(crate) struct Calibration {
+    samples: Samples,
     count: usize,
     inputs: Vec<Input>,
 }
@@ -40,27 +40,25 @@ pub(crate) struct Observations {
     addends: Vec<Option<(String, String)>>,
 }
 
-impl<'c> Calibration<'c> {
-    /// The first `samples` images for a model with one input.
+impl Calibration {
+    /// At most `most` of the images, for a model's inputs.
     ///
     /// # Errors
-    /// [`Error::Options`] if the model has several inputs, [`Error::Images`] if an image does not fit.
-    pub(crate) fn new(model: &Model, images: &'c Images, samples: usize, shapes: &[InputShape]) -> Result<Self> {
-        let inputs = inputs(model, shapes)?;
-        let [input] = &inputs[..] else {
-            return Err(Error::Options(format!("--calib needs a model with one input; this one has {}", inputs.len())));
-        };
-        images.feed(0, &input.dims)?;
-        Ok(Self { images, count: samples.min(images.len()), inputs })
+    /// [`Error::Images`] or [`Error::Options`] if they do not fit the model.
+    pub(crate) fn new(model: &Model, images: &Images, most: usize, given: &[InputShape]) -> Result<Self> {
+        let inputs = inputs(model, given)?;
+        let samples = images.fit(model, &shapes(&inputs), Some(most))?;
+        Ok(Self { count: samples.len(), samples, inputs })
+    }
+
+    /// The line that says which preprocessing was assumed, if none was asked for.
+    pub(crate) fn assumed(&self) -> Option<&str> {
+        self.samples.assumed()
     }
 
     /// How many images.
     pub(crate) fn len(&self) -> usize {
         self.count
-    }
-
-    fn feed(&self, image: usize) -> Result<Feed> {
-        Ok(vec![self.images.feed(image, &self.inputs[0].dims)?])
     }
 
     /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
@@ -73,8 +71,7 @@ impl<'c> Calibration<'c> {
         let probe = Probe::new(model, values, &self.inputs)?;
         for from in (0..self.count).step_by(PORTION) {
             let portion = from..(from + PORTION).min(self.count);
-            let feeds = portion.map(|i| self.feed(i));
-            take(from, probe.run(&feeds.collect::<Result<Vec<Feed>>>()?)?)?;
+            take(from, probe.run(&self.samples.feeds(portion)?)?)?;
         }
         Ok(())
     }
@@ -159,15 +156,33 @@ impl Gathered {
 /// A model that gives some of its values.
 struct Probe {
     runner: Runner,
-    /// For each value its place among the runner's outputs; none if it is the model's input itself.
-    places: Vec<Option<usize>>,
+    places: Vec<Place>,
+}
+
+/// Where a value is found.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// Among the inputs that the model is fed.
+    Fed(usize),
+    /// Among the runner's outputs.
+    Computed(usize),
 }
 
 impl Probe {
     fn new(model: &Model, values: &[&str], inputs: &[Input]) -> Result<Self> {
         let fed = model.inputs();
-        let computed: Vec<&str> = values.iter().copied().filter(|v| fed.iter().all(|i| i.0 != **v)).collect();
-        let places = values.iter().map(|v| computed.iter().position(|c| c == v)).collect();
+        let mut computed: Vec<&str> = Vec::new();
+        let mut places = Vec::new();
+        for value in values {
+            places.push(match (fed.iter().position(|i| i.0 == *value), computed.iter().position(|c| c == value)) {
+                (Some(at), _) => Place::Fed(at),
+                (None, Some(at)) => Place::Computed(at),
+                (None, None) => {
+                    computed.push(*value);
+                    Place::Computed(computed.len() - 1)
+                }
+            });
+        }
         // With nothing to compute any output will do.
         let probed = if computed.is_empty() { model.clone() } else { model.with_outputs(&computed) };
         Ok(Self { runner: Runner::load(&probed, inputs, "the model")?, places })
@@ -176,7 +191,10 @@ impl Probe {
     fn run(&self, feeds: &[Feed]) -> Result<Vec<Vec<ArrayD<f32>>>> {
         let outputs = self.runner.run_all(feeds)?;
         let each = outputs.into_iter().zip(feeds).map(|(outputs, feed)| {
-            let value = |place: &Option<usize>| place.map_or_else(|| feed[0].clone(), |p| outputs[p].clone());
+            let value = |place: &Place| match *place {
+                Place::Fed(at) => feed[at].clone(),
+                Place::Computed(at) => outputs[at].clone(),
+            };
             self.places.iter().map(value).collect()
         });
         Ok(each.collect())

@@ -66,7 +66,7 @@ impl Window {
     }
 }
 
-impl Calibration<'_> {
+impl Calibration {
     /// Refits every convolution of a compressed model in graph order.
     ///
     /// # Errors

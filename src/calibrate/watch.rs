@@ -24,15 +24,14 @@ pub(crate) struct Watch<'c> {
     variation: f64,
 }
 
-impl Calibration<'_> {
+impl Calibration {
     /// Runs the original model on images spread over all of them.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if tract cannot run the model.
     pub(crate) fn watch<'w>(&'w self, model: &'w Model, convs: &'w [Conv], sights: Arc<[Sight]>) -> Result<Watch<'w>> {
         let count = WATCHED.min(self.count);
-        let feeds = (0..count).map(|i| self.feed(i * self.count / count));
-        let feeds = feeds.collect::<Result<Vec<Feed>>>()?;
+        let feeds = self.samples.feeds((0..count).map(|i| i * self.count / count))?;
         let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
         let mut variation = 0.0;
         for o in 0..outputs.first().map_or(0, Vec::len) {

@@ -7,6 +7,8 @@ mod batch_norm;
 mod conv;
 mod graph;
 mod model;
+#[cfg(feature = "verify")]
+mod normalisation;
 pub(crate) mod proto;
 mod shapes;
 mod tensor;
@@ -15,8 +17,12 @@ pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
 pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
+#[cfg(feature = "verify")]
+pub(crate) use model::read_tensor;
 pub use model::{InputShape, Model, write_whole};
+#[cfg(feature = "verify")]
+pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use shapes::Resolutions;
 #[cfg(feature = "verify")]
-pub(crate) use tensor::read_integers;
+pub(crate) use tensor::{Elements, read_integers};
 pub(crate) use tensor::{float_initializer, read_floats};

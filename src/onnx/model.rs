@@ -152,6 +152,17 @@ impl Model {
     }
 }
 
+/// Dimensions and elements of a tensor file (`.pb`), or the sentence that says what is wrong with it.
+#[cfg(feature = "verify")]
+pub(crate) fn read_tensor(bytes: &[u8]) -> Result<(Vec<usize>, tensor::Elements), String> {
+    let tensor = TensorProto::decode(bytes).map_err(|e| format!("not an ONNX tensor, or a truncated one: {e}"))?;
+    if tensor.data_type() == DataType::Undefined as i32 {
+        return Err("not an ONNX tensor: it has no element type".into());
+    }
+    tensor::check(&tensor).map_err(|e| e.to_string())?;
+    tensor::read_elements(&tensor).ok_or_else(|| "its elements must be uint8, an integer or float type".into())
+}
+
 /// Writes a file beside `path` and renames it, so that `path` is never half written.
 ///
 /// # Errors

@@ -93,6 +93,61 @@ pub(crate) fn read_floats(tensor: &TensorProto) -> Option<ArrayD<f32>> {
     ArrayD::from_shape_vec(IxDyn(&shape), floats(tensor).collect()).ok()
 }
 
+/// The elements of an array that a model is fed with.
+#[cfg(feature = "verify")]
+#[derive(Debug, Clone)]
+pub(crate) enum Elements {
+    Bytes(Vec<u8>),
+    Floats(Vec<f32>),
+    /// Wider integers: indices or flags rather than pixels.
+    Integers(Vec<f32>),
+}
+
+/// Dimensions and elements of a tensor of numbers that passed [`check`], in row-major order.
+#[cfg(feature = "verify")]
+pub(super) fn read_elements(tensor: &TensorProto) -> Option<(Vec<usize>, Elements)> {
+    use DataType as T;
+    let dims: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| &raw[..]);
+    let typed = &tensor.int32_data;
+    let elements = match T::try_from(tensor.data_type()).ok()? {
+        T::Float => Elements::Floats(floats(tensor).collect()),
+        T::Double => {
+            let stored = raw.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b));
+            Elements::Floats(stored.chain(tensor.double_data.iter().copied()).map(|x| x as f32).collect())
+        }
+        T::Float16 => {
+            let stored = raw.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+            Elements::Floats(stored.chain(typed.iter().map(|&x| x as u16)).map(half).collect())
+        }
+        T::Uint8 => Elements::Bytes(raw.iter().copied().chain(typed.iter().map(|&x| x as u8)).collect()),
+        T::Int8 | T::Bool => {
+            let stored = raw.iter().map(|&b| i32::from(b.cast_signed()));
+            Elements::Integers(stored.chain(typed.iter().copied()).map(|x| x as f32).collect())
+        }
+        T::Int32 => {
+            let stored = raw.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b));
+            Elements::Integers(stored.chain(typed.iter().copied()).map(|x| x as f32).collect())
+        }
+        T::Int64 => Elements::Integers(read_integers(tensor)?.into_iter().map(|x| x as f32).collect()),
+        _ => return None,
+    };
+    Some((dims, elements))
+}
+
+/// An IEEE half by its bits.
+#[cfg(feature = "verify")]
+fn half(bits: u16) -> f32 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023) / 1024.0);
+    sign * match exponent {
+        0 => fraction * 2f32.powi(-14),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1.0 + fraction) * 2f32.powi(exponent - 15),
+    }
+}
+
 /// A float32 initializer with raw data.
 pub(crate) fn float_initializer(name: String, dims: &[usize], data: impl Iterator<Item = f32>) -> TensorProto {
     let mut raw = Vec::with_capacity(4 * dims.iter().product::<usize>());

@@ -1,0 +1,475 @@
+//! What models are run on: pictures from files, arrays, tensors or drawn here, turned into what a model reads.
+
+mod drawn;
+mod folder;
+mod npy;
+mod preprocess;
+
+use crate::error::{Error, Result};
+use crate::onnx::{Elements, Graph, Model, pixel_range};
+use ndarray::{ArrayD, ArrayView3, IxDyn};
+use preprocess::Affine;
+pub use preprocess::{Layout, Preprocessing, Preset};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// Decoded or drawn pictures that are kept, in bytes; others are made anew each time.
+const CACHE: usize = 512 << 20;
+/// Least height and width of an input that pictures are drawn for.
+const LEAST_SIDE: usize = 8;
+
+/// Images, or other inputs, and how they are turned into what a model reads.
+#[derive(Debug, Clone)]
+pub struct Images {
+    source: Arc<Source>,
+    labels: Option<(PathBuf, Vec<i64>)>,
+    preprocessing: Preprocessing,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Arrays that are fed together, set after set.
+    Arrays { path: PathBuf, sets: Vec<Vec<Stored>> },
+    /// Picture files.
+    Files { path: PathBuf, files: Vec<PathBuf> },
+    /// Pictures drawn here.
+    Drawn { seed: u64, count: usize },
+}
+
+/// An array for one of the model's inputs.
+#[derive(Debug)]
+struct Stored {
+    key: Key,
+    path: PathBuf,
+    shape: Vec<usize>,
+    values: Elements,
+}
+
+/// The input that an array is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Key {
+    Name(String),
+    Place(usize),
+}
+
+impl Images {
+    /// Reads inputs and, if given, one label each. `path` is
+    /// * a PNG or JPEG file, or a folder of them, sub-folders included, which are decoded when they are needed;
+    /// * a `.npy` array, `[count, …]`, or a `.npz` of such arrays, named as the model's inputs;
+    /// * an ONNX tensor (`.pb`), or a folder of them in which `input_K.pb` is for the model's input `K`.
+    ///
+    /// # Errors
+    /// [`Error::Images`] naming the file and what is wrong with it, [`Error::Options`] for impossible preprocessing.
+    pub fn open(path: &Path, labels: Option<&Path>, preprocessing: &Preprocessing) -> Result<Self> {
+        preprocessing.check()?;
+        let owned = path.to_owned();
+        let wrong = |reason: &str| Error::Images { path: path.to_owned(), reason: reason.into() };
+        let source = if path.is_dir() {
+            let all = folder::files(path)?;
+            let of = |kind: &dyn Fn(&Path) -> bool| all.iter().filter(|f| kind(f)).cloned().collect::<Vec<_>>();
+            let (pictures, tensors) = (of(&folder::is_picture), of(&|f| folder::has_extension(f, "pb")));
+            match (pictures.is_empty(), tensors.is_empty()) {
+                (false, _) => Source::Files { path: owned, files: pictures },
+                (true, false) => Source::Arrays { path: owned, sets: folder::data_sets(&tensors)? },
+                (true, true) => return Err(wrong("the folder holds no PNG or JPEG pictures and no .pb tensors")),
+            }
+        } else if !path.exists() {
+            return Err(wrong("there is no such file or folder"));
+        } else if folder::is_picture(path) {
+            Source::Files { path: owned.clone(), files: vec![owned] }
+        } else if folder::has_extension(path, "npz") {
+            Source::Arrays { path: owned, sets: vec![npy::npz(path)?] }
+        } else if folder::has_extension(path, "pb") {
+            Source::Arrays { path: owned, sets: vec![vec![folder::tensor(path, Key::Place(0))?]] }
+        } else {
+            Source::Arrays { path: owned, sets: vec![vec![npy::npy(path)?]] }
+        };
+        let labels = labels.map(|l| Ok((l.to_owned(), npy::labels(l)?))).transpose()?;
+        Ok(Self { source: Arc::new(source), labels, preprocessing: preprocessing.clone() })
+    }
+
+    /// `count` pictures drawn by chance, for models that read pictures.
+    ///
+    /// # Errors
+    /// [`Error::Options`] for impossible preprocessing.
+    pub fn drawn(seed: u64, count: usize, preprocessing: &Preprocessing) -> Result<Self> {
+        preprocessing.check()?;
+        let source = Arc::new(Source::Drawn { seed, count: count.max(1) });
+        Ok(Self { source, labels: None, preprocessing: preprocessing.clone() })
+    }
+
+    /// The first of them (of a folder of pictures, some spread evenly) for a model whose inputs have these names and
+    /// dimensions.
+    ///
+    /// # Errors
+    /// [`Error::Images`] or [`Error::Options`] if they do not fit the model or the labels do not fit them.
+    pub(crate) fn fit(&self, model: &Model, inputs: &[(&str, &[usize])], most: Option<usize>) -> Result<Samples> {
+        let slots = self.slots(model, inputs)?;
+        let (all, places) = match &*self.source {
+            Source::Arrays { sets, .. } => {
+                let counted = sets.iter().enumerate().map(|(at, set)| Ok((at, self.count(set, &slots)?)));
+                let counted: Vec<(usize, usize)> = counted.collect::<Result<_>>()?;
+                let places = counted.iter().flat_map(|&(at, count)| (0..count).map(move |within| (at, within)));
+                let places: Vec<(usize, usize)> = places.collect();
+                (places.len(), places)
+            }
+            Source::Files { files, .. } => (files.len(), (0..files.len()).map(|at| (at, 0)).collect()),
+            Source::Drawn { count, .. } => (*count, (0..*count).map(|at| (at, 0)).collect()),
+        };
+        if let Some((path, labels)) = self.labels.as_ref().filter(|(_, labels)| labels.len() != all) {
+            let reason = format!("it holds {} labels, but there are {all} images", labels.len());
+            return Err(Error::Images { path: path.clone(), reason });
+        }
+        let count = most.unwrap_or(all).min(all);
+        // Files are sorted by name, so that the first of them may well be of one class.
+        let spread = matches!(&*self.source, Source::Files { .. });
+        let places = (0..count).map(|i| places[if spread { i * all / count } else { i }]).collect();
+        let assumed = slots.iter().find_map(|s| s.assumed.clone());
+        let made = (0..count * slots.len()).map(|_| OnceLock::new()).collect();
+        Ok(Samples { images: self.clone(), slots, places, made, assumed })
+    }
+
+    fn what(&self) -> String {
+        match &*self.source {
+            Source::Arrays { path, .. } | Source::Files { path, .. } => path.display().to_string(),
+            Source::Drawn { .. } => "drawn pictures".into(),
+        }
+    }
+
+    /// What is wrong with the source as a whole for this model.
+    fn misfit(&self, reason: String) -> Error {
+        match &*self.source {
+            Source::Arrays { path, .. } | Source::Files { path, .. } => Error::Images { path: path.clone(), reason },
+            Source::Drawn { .. } => Error::Options(reason),
+        }
+    }
+
+    /// How each of the model's inputs is made.
+    fn slots(&self, model: &Model, inputs: &[(&str, &[usize])]) -> Result<Vec<Slot>> {
+        let graph = Graph::new(model)?;
+        let types = model.inputs();
+        let arrays = matches!(&*self.source, Source::Arrays { .. });
+        if let (Source::Files { .. }, [_, _, ..]) = (&*self.source, inputs) {
+            let names = quoted(inputs.iter().map(|i| i.0));
+            return Err(
+                self.misfit(format!("pictures feed one input, but the model has {names}: give a .npz of arrays"))
+            );
+        }
+        let slots = inputs.iter().map(|&(name, dims)| {
+            let picture = picture(dims);
+            let element_type = types.iter().find(|t| t.0 == name).map_or("", |t| t.1.as_str());
+            let drawable = picture.filter(|p| p.height.min(p.width) >= LEAST_SIDE && element_type != "BOOL");
+            match &*self.source {
+                Source::Drawn { .. } if drawable.is_none() => {
+                    return Err(self.misfit(format!(
+                        "input '{name}' of shape {dims:?} is not an image: give samples with --calib FILE, or --calib none to \
+                         decompose the plain weights"
+                    )));
+                }
+                Source::Files { .. } if picture.is_none() => {
+                    let reason = format!("the model's input '{name}' of shape {dims:?} is not an image: give arrays");
+                    return Err(self.misfit(reason));
+                }
+                _ => {}
+            }
+            // Beside pictures a model may read flags and sizes, which are no pixels.
+            let pixels = picture.is_some() || inputs.len() == 1;
+            let integer = element_type.contains("INT") || element_type == "BOOL";
+            let (dims, name) = (dims.to_vec(), name.to_owned());
+            let mut slot = Slot { name, dims, picture, affine: None, assumed: None, integer };
+            if pixels && self.preprocessing.is_open() {
+                let of_pictures = picture.filter(|_| !arrays).map(|p| p.channels);
+                let range = pixel_range(&graph, &slot.name);
+                let (preset, why) = preprocess::assumed(range, element_type == "UINT8", of_pictures);
+                let what = self.what();
+                slot.assumed = Some(format!("{what}: --preprocess {} assumed, {why}", preset.name()));
+                slot.affine = Some(Preprocessing { preset: Some(preset), ..Preprocessing::default() }.affine());
+            } else if pixels {
+                slot.affine = Some(self.preprocessing.affine());
+            }
+            if let Some(reason) = slot.affine.as_ref().and_then(|a| a.misfit(slot.channels())) {
+                return Err(self.misfit(reason));
+            }
+            Ok(slot)
+        });
+        slots.collect()
+    }
+
+    /// How many samples a set of arrays holds, each array as many.
+    fn count(&self, set: &[Stored], slots: &[Slot]) -> Result<usize> {
+        let mut counts = Vec::new();
+        for (place, slot) in slots.iter().enumerate() {
+            let stored = self.stored(set, slots, place)?;
+            let way = stored.way(slot, self.preprocessing.layout)?;
+            if matches!(stored.values, Elements::Integers(_)) && slot.affine.is_some() && !slot.integer {
+                return Err(stored.wrong(format!("images must be uint8 or float32, which '{}' reads", slot.name)));
+            }
+            counts.push((way.count, stored));
+        }
+        let Some(((count, first), others)) = counts.split_first() else {
+            return Err(self.misfit("the model has no inputs".into()));
+        };
+        if let Some((other, stored)) = others.iter().find(|(other, _)| other != count) {
+            let (a, b) = (first.key.text(), stored.key.text());
+            return Err(stored.wrong(format!("{b} holds {other} samples, but {a} holds {count}")));
+        }
+        Ok(*count)
+    }
+
+    /// The array of a set that feeds an input.
+    fn stored<'s>(&self, set: &'s [Stored], slots: &[Slot], place: usize) -> Result<&'s Stored> {
+        let name = &slots[place].name;
+        let found = set.iter().find(|s| match &s.key {
+            Key::Name(own) => own == name,
+            Key::Place(own) => *own == place,
+        });
+        found.ok_or_else(|| {
+            let read = quoted(slots.iter().map(|s| s.name.as_str()));
+            match set.first().map(|s| (&s.key, &s.path)) {
+                Some((Key::Place(_), path)) if folder::has_extension(path, "pb") => {
+                    let folder = path.parent().unwrap_or(path);
+                    let reason = format!("input_{place}.pb, for the model's input '{name}', is not there");
+                    Error::Images { path: folder.to_owned(), reason }
+                }
+                Some((Key::Place(_), _)) => {
+                    self.misfit(format!("one array, but the model reads {read}: give a .npz of arrays of those names"))
+                }
+                _ => {
+                    let held = quoted(set.iter().map(|s| match &s.key {
+                        Key::Name(name) => name.as_str(),
+                        Key::Place(_) => "",
+                    }));
+                    self.misfit(format!("it holds the arrays {held}, but the model reads {read}: name them so"))
+                }
+            }
+        })
+    }
+}
+
+/// Names in quotes, or a word for none.
+fn quoted<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<String> = names.map(|n| format!("'{n}'")).collect();
+    if names.is_empty() { "(none)".into() } else { names.join(", ") }
+}
+
+/// The picture that an input reads.
+#[derive(Debug, Clone, Copy)]
+struct Picture {
+    layout: Layout,
+    channels: usize,
+    height: usize,
+    width: usize,
+}
+
+/// `[1, C, H, W]` or `[1, H, W, C]` with 1, 3 or 4 channels.
+fn picture(dims: &[usize]) -> Option<Picture> {
+    let channels = |n: usize| matches!(n, 1 | 3 | 4);
+    match *dims {
+        [1, c, height, width] if channels(c) => Some(Picture { layout: Layout::Nchw, channels: c, height, width }),
+        [1, height, width, c] if channels(c) => Some(Picture { layout: Layout::Nhwc, channels: c, height, width }),
+        _ => None,
+    }
+}
+
+/// One of the model's inputs.
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    dims: Vec<usize>,
+    picture: Option<Picture>,
+    /// What is done to pixels; none leaves values as they are.
+    affine: Option<Affine>,
+    /// The sentence that says what was assumed.
+    assumed: Option<String>,
+    integer: bool,
+}
+
+impl Slot {
+    fn channels(&self) -> usize {
+        let first = self.dims.get(1).copied().unwrap_or(1);
+        self.picture.map_or(first, |p| p.channels)
+    }
+
+    /// One sample's values as the model reads them; `swapped` if channels stand last in one of the two and not in the other.
+    fn made(&self, values: Elements, swapped: bool) -> Option<ArrayD<f32>> {
+        let plain = Affine::default();
+        let (affine, channels) = (self.affine.as_ref(), self.channels());
+        let mut values = match (affine, values) {
+            (Some(affine), values) => affine.scaled(values),
+            (None, Elements::Bytes(bytes)) => bytes.into_iter().map(f32::from).collect(),
+            (None, Elements::Floats(values) | Elements::Integers(values)) => values,
+        };
+        let last = self.picture.is_some_and(|p| p.layout == Layout::Nhwc);
+        if let Some(p) = self.picture.filter(|_| swapped) {
+            let (from, axes) = match p.layout {
+                Layout::Nchw => ((p.height, p.width, p.channels), [2, 0, 1]),
+                Layout::Nhwc => ((p.channels, p.height, p.width), [1, 2, 0]),
+            };
+            let view = ArrayView3::from_shape(from, &values).ok()?;
+            values = view.permuted_axes(axes).iter().copied().collect();
+        }
+        let plane = (values.len() / channels.max(1)).max(1);
+        let channel_of = |at: usize| if last { at % channels } else { at / plane };
+        affine.unwrap_or(&plain).normalise(&mut values, channel_of);
+        ArrayD::from_shape_vec(IxDyn(&self.dims), values).ok()
+    }
+}
+
+/// How a stored array is cut into samples of an input.
+struct Way {
+    count: usize,
+    swapped: bool,
+}
+
+impl Stored {
+    /// An array that holds something, and only numbers.
+    fn new(path: &Path, key: Key, shape: Vec<usize>, values: Elements) -> Result<Self> {
+        let stored = Self { key, path: path.to_owned(), shape, values };
+        if stored.shape.contains(&0) {
+            return Err(stored.wrong("it holds no images".into()));
+        }
+        if let Elements::Floats(values) = &stored.values
+            && values.iter().any(|x| !x.is_finite())
+        {
+            return Err(stored.wrong("it holds NaN or infinite pixels".into()));
+        }
+        Ok(stored)
+    }
+
+    fn wrong(&self, reason: String) -> Error {
+        let reason = match &self.key {
+            Key::Name(name) => format!("array '{name}': {reason}"),
+            Key::Place(_) => reason,
+        };
+        Error::Images { path: self.path.clone(), reason }
+    }
+
+    fn way(&self, slot: &Slot, layout: Option<Layout>) -> Result<Way> {
+        let sample = slot.dims.get(1..).unwrap_or_default();
+        let single = slot.dims.first() == Some(&1);
+        let other = slot.picture.map(|p| match p.layout {
+            Layout::Nchw => [p.height, p.width, p.channels],
+            Layout::Nhwc => [p.channels, p.height, p.width],
+        });
+        // Where the axes are named, they must be those; else the shape tells.
+        let allowed = |swapped: bool| match (layout, slot.picture) {
+            (Some(layout), Some(p)) => (layout != p.layout) == swapped,
+            _ => true,
+        };
+        for (swapped, sample) in [(false, Some(sample)), (true, other.as_ref().map(|o| &o[..]))] {
+            let Some(sample) = sample.filter(|_| single && allowed(swapped)) else { continue };
+            if let Some((&count, _)) = self.shape.split_first().filter(|(_, rest)| *rest == sample) {
+                return Ok(Way { count, swapped });
+            }
+            if self.shape == sample {
+                return Ok(Way { count: 1, swapped });
+            }
+        }
+        match self.shape.split_first().filter(|_| allowed(false)) {
+            Some((&count, rest)) if rest == slot.dims => return Ok(Way { count, swapped: false }),
+            Some(_) if self.shape == slot.dims => return Ok(Way { count: 1, swapped: false }),
+            _ => {}
+        }
+        let one = self.shape.get(1..).unwrap_or_default();
+        let with = if layout.is_some() { " with this --layout" } else { "" };
+        Err(self.wrong(format!("one image is {one:?}, but the model reads {:?} at '{}'{with}", slot.dims, slot.name)))
+    }
+}
+
+impl Key {
+    fn text(&self) -> String {
+        match self {
+            Self::Name(name) => format!("'{name}'"),
+            Self::Place(place) => format!("input_{place}.pb"),
+        }
+    }
+}
+
+/// Samples for one model.
+#[derive(Debug)]
+pub(crate) struct Samples {
+    images: Images,
+    slots: Vec<Slot>,
+    /// For each sample its set or file, and which sample of that.
+    places: Vec<(usize, usize)>,
+    /// Pictures that are decoded or drawn, input by input.
+    made: Vec<OnceLock<Vec<u8>>>,
+    assumed: Option<String>,
+}
+
+impl Samples {
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// One label a sample, if there are any.
+    pub(crate) fn labels(&self) -> Option<&[i64]> {
+        self.images.labels.as_ref().map(|(_, labels)| labels.as_slice())
+    }
+
+    /// The line that says which preprocessing was assumed, if none was asked for.
+    pub(crate) fn assumed(&self) -> Option<&str> {
+        self.assumed.as_deref()
+    }
+
+    /// What some samples feed to the model's inputs, made on several threads.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn feeds(&self, indices: impl IntoIterator<Item = usize>) -> Result<Vec<Vec<ArrayD<f32>>>> {
+        let indices: Vec<usize> = indices.into_iter().collect();
+        let made: Vec<_> = indices.par_iter().with_max_len(1).map(|&i| self.feed(i)).collect();
+        // The first error, whichever thread is the fastest.
+        made.into_iter().collect()
+    }
+
+    fn feed(&self, index: usize) -> Result<Vec<ArrayD<f32>>> {
+        let slots = self.slots.iter().enumerate();
+        slots
+            .map(|(place, slot)| {
+                let (values, swapped) = self.values(index, place, slot)?;
+                let misfit = || self.images.misfit(format!("sample {index} does not fill {:?}", slot.dims));
+                slot.made(values, swapped).ok_or_else(misfit)
+            })
+            .collect()
+    }
+
+    /// What is stored for one input of a sample, and whether its axes have to be swapped.
+    fn values(&self, index: usize, place: usize, slot: &Slot) -> Result<(Elements, bool)> {
+        let (at, within) = self.places[index];
+        if let Source::Arrays { sets, .. } = &*self.images.source {
+            let stored = self.images.stored(&sets[at], &self.slots, place)?;
+            let way = stored.way(slot, self.images.preprocessing.layout)?;
+            let size: usize = slot.dims.iter().product();
+            let range = within * size..(within + 1) * size;
+            let values = match &stored.values {
+                Elements::Bytes(all) => all.get(range).map(|v| Elements::Bytes(v.to_vec())),
+                Elements::Floats(all) => all.get(range).map(|v| Elements::Floats(v.to_vec())),
+                Elements::Integers(all) => all.get(range).map(|v| Elements::Integers(v.to_vec())),
+            };
+            let short = || stored.wrong(format!("it holds fewer elements than its shape {:?} says", stored.shape));
+            return Ok((values.ok_or_else(short)?, way.swapped));
+        }
+        let Some(p) = slot.picture else {
+            return Err(self.images.misfit(format!("input '{}' is not an image", slot.name)));
+        };
+        let number = index * self.slots.len() + place;
+        let size = p.channels * p.height * p.width;
+        let make = || match &*self.images.source {
+            Source::Drawn { seed, .. } => Ok(drawn::draw(*seed, number as u64, p.height, p.width, p.channels)),
+            Source::Files { files, .. } => folder::decode(&files[at], p.height, p.width, p.channels),
+            Source::Arrays { .. } => Ok(Vec::new()),
+        };
+        let kept = &self.made[number];
+        let bytes = match kept.get() {
+            Some(bytes) => bytes.clone(),
+            None if (number + 1) * size > CACHE => make()?,
+            None => {
+                let bytes = make()?;
+                kept.get_or_init(|| bytes).clone()
+            }
+        };
+        Ok((Elements::Bytes(bytes), p.layout == Layout::Nchw))
+    }
+}
