@@ -7,12 +7,13 @@
 //!   what the factors give, the next target is `t` if `t > 0`, else `min(ẑ, 0)`. Each turn lowers the error behind the
 //!   rectifier wherever `ẑ > 0` (majorise and minimise; cf. Zhang et al., arXiv 1505.06798, on the same objective).
 //! * A factor that several share is fitted for all of them when the first one's turn comes, and then stays.
-//! * A convolution left whole gets a bias that restores its mean.
+//! * A convolution left whole gets a bias that restores its mean, and a fully connected layer that gives an output of the model
+//!   weights that restore the original's outputs as far as a ridge lets them.
 
 use super::{Calibration, Observations, at_pixels, columns, geometry, joined, numerical, plane};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::factor::{self, Moment, Refit, Seen};
-use crate::onnx::{Conv, Graph, Model};
+use crate::onnx::{Conv, Dense, Graph, Model};
 use crate::plan::{Judged, Plan};
 use crate::rewrite::{Compiled, assemble};
 use ndarray::{Array1, Array2, Array4};
@@ -21,6 +22,14 @@ use ndarray::{Array1, Array2, Array4};
 const SWEEPS: usize = 6;
 /// Targets behind a rectifier, each fitted in one turn.
 const RECTIFIED_TURNS: usize = 4;
+
+/// Inputs of a fully connected layer that is refitted, at most.
+const WIDEST_HEAD: usize = 4096;
+/// How far the weights of such a layer are held to the original ones, relative to the mean variance of its inputs: as much at
+/// least, and more the fewer images there are for each input.
+const HEAD_RIDGE: f64 = 0.1;
+/// Images for each input at which the ridge is the least.
+const RIDGE_SAMPLES: f64 = 8.0;
 
 /// What a convolution is refitted with.
 struct Data {
@@ -92,7 +101,7 @@ impl Calibration {
                 continue;
             }
             progress(&format!("refitting {} ({} of {total})", conv.name, index + 1));
-            let (mut factors, mut biases) = (now.factors, now.biases);
+            let (mut factors, mut amends) = (now.factors, now.amends);
             let failed = |reason| numerical(conv, reason);
             match *place {
                 Some((g, at)) => {
@@ -126,16 +135,47 @@ impl Calibration {
                         refit.improve(1, false).map_err(failed)?;
                     }
                     refit.store(&mut factors[g], false).map_err(failed)?;
-                    biases.insert(index, bias(&factors[g].reconstruct(at), &moment));
+                    amends.biases.insert(index, bias(&factors[g].reconstruct(at), &moment));
                 }
                 None => {
                     let data = self.data(&now.model, conv, index, observed)?;
-                    biases.insert(index, bias(&conv.kernel(), &data.moment));
+                    amends.biases.insert(index, bias(&conv.kernel(), &data.moment));
                 }
             }
-            now = assemble(model, plan, factors, biases)?;
+            now = assemble(model, plan, factors, amends)?;
+        }
+        for head in Dense::heads(&graph) {
+            if head.weight.nrows() > WIDEST_HEAD {
+                continue;
+            }
+            progress(&format!("refitting {}", head.name));
+            let mut data = Moment::new(head.weight.nrows(), head.weight.ncols());
+            let wanted = self.rows(model, &head.output)?;
+            let given = self.rows(&now.model, &head.input)?;
+            if wanted.ncols() != head.weight.ncols() || given.ncols() != head.weight.nrows() {
+                continue;
+            }
+            data.add(given.view(), Some(wanted.view()));
+            let failed = |reason| Error::Numerical { what: head.name.clone(), reason };
+            let ridge = HEAD_RIDGE * (RIDGE_SAMPLES * head.weight.nrows() as f64 / self.count as f64).max(1.0);
+            let weight = factor::refit_dense(&head.weight, &data, ridge).map_err(failed)?;
+            let bias = data.output_mean() - weight.t().dot(&data.mean());
+            let mut amends = now.amends;
+            amends.heads.push((Dense { weight, ..head }, bias.iter().map(|&b| b as f32).collect()));
+            now = assemble(model, plan, now.factors, amends)?;
         }
         Ok(now)
+    }
+
+    /// A value `[1, n]` of a model for each image.
+    fn rows(&self, model: &Model, value: &str) -> Result<Array2<f32>> {
+        let mut rows: Vec<f32> = Vec::new();
+        self.run(model, &[value], &mut |_, seen| {
+            seen.iter().for_each(|image| rows.extend(image[0].iter()));
+            Ok(())
+        })?;
+        let columns = rows.len() / self.count.max(1);
+        Ok(Array2::from_shape_vec((self.count, columns), rows).unwrap_or_default())
     }
 
     /// Inputs of a convolution in the compressed model with the outputs that they should give.

@@ -53,8 +53,9 @@ impl Watch<'_> {
         let replaced = members.iter().zip(kernels).map(|(&m, kernel)| {
             (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m].moment))
         });
-        let changed = Runner::load(&with_kernels(self.model, replaced, std::iter::empty())?, self.inputs, "the model")?
-            .run_all(&self.feeds)?;
+        let changed =
+            Runner::load(&with_kernels(self.model, replaced, &mut |_, _| Vec::new())?, self.inputs, "the model")?
+                .run_all(&self.feeds)?;
         let pairs = self.outputs.iter().flatten().zip(changed.iter().flatten());
         let squares = |(a, b): (&ArrayD<f32>, &ArrayD<f32>)| -> f64 {
             a.iter().zip(b).map(|(&p, &q)| (f64::from(p) - f64::from(q)).powi(2)).sum()

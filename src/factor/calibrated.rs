@@ -13,7 +13,7 @@
 //! Either by the Gram matrix of its smaller side: `Wᵀ·Σ̄·W` needs no square root of `Σ̄`.
 
 use super::joint::relative;
-use super::linalg::{Basis, leading_eigenvectors, symmetric_roots};
+use super::linalg::{Basis, Positive, leading_eigenvectors, symmetric_roots};
 use super::solve::{Term, chain, normalize, solve_first, solve_last};
 use super::target::{Seen, Target};
 use super::{Analysis, ChainForm, Factor, Factors, Kernels, Moment, Ownership, Side, compose};
@@ -293,6 +293,17 @@ impl<'s> Refit<'s> {
         }
         Ok(())
     }
+}
+
+/// `W + (Σ + ridge·mean(diag Σ)·I)⁻¹·(C − Σ·W)`: the weights `in × out` of a fully connected layer, moved to where they give the
+/// outputs that the moments were taken with.
+///
+/// # Errors
+/// A reason if the system of equations is not positive.
+pub fn refit_dense(weight: &Array2<f64>, moment: &Moment, ridge: f64) -> Result<Array2<f64>, String> {
+    let sigma = moment.covariance(&(0..weight.nrows()).collect::<Vec<_>>());
+    let left = moment.cross_covariance() - sigma.dot(weight);
+    Ok(weight + &Positive::new(&sigma, ridge)?.solve(&left))
 }
 
 fn error(terms: &[Term], member: usize, target: &Target) -> f64 {

@@ -14,7 +14,7 @@ mod solve;
 mod target;
 mod unfold;
 
-pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated};
+pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated, refit_dense};
 pub use chain::{Chain, Factor, Factors, compose};
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond};

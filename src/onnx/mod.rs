@@ -5,6 +5,7 @@
 pub(crate) mod attributes;
 mod batch_norm;
 mod conv;
+mod dense;
 mod graph;
 mod model;
 #[cfg(feature = "verify")]
@@ -15,6 +16,7 @@ mod tensor;
 
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
+pub(crate) use dense::Dense;
 pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]

@@ -15,7 +15,7 @@ use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Conv, Model, Namer, VERSION_KEY, float_initializer};
+use crate::onnx::{Conv, Dense, Model, Namer, VERSION_KEY, float_initializer};
 use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy};
 use ndarray::Array4;
 use prune::drop_unread;
@@ -31,8 +31,17 @@ pub struct Compiled {
     pub factors: Vec<Factors>,
     /// Relative reconstruction error `‖W − Ŵ‖ / ‖W‖` of each group, of the factors as written.
     pub errors: Vec<f64>,
+    /// What else was changed to make up for the error.
+    pub(crate) amends: Amends,
+}
+
+/// Parameters changed in place, so that their number stays what it was.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Amends {
     /// Biases that replace the original ones, by position in [`Plan::convs`].
     pub(crate) biases: BTreeMap<usize, Vec<f32>>,
+    /// Fully connected layers at the outputs: the layer with its new weight, and its new bias.
+    pub(crate) heads: Vec<(Dense, Vec<f32>)>,
 }
 
 /// What replaces one convolution.
@@ -49,16 +58,12 @@ struct Patch {
 pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
     let solved = plan.groups.par_iter().with_max_len(1).map(|group| solve(plan, group)).collect::<Result<Vec<_>>>()?;
     let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
-    assemble(model, plan, factors, biases.into_iter().flatten().collect())
+    let biases = biases.into_iter().flatten().collect();
+    assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
 }
 
-/// The model that given factors and biases make.
-pub(crate) fn assemble(
-    model: &Model,
-    plan: &Plan,
-    factors: Vec<Factors>,
-    biases: BTreeMap<usize, Vec<f32>>,
-) -> Result<Compiled> {
+/// The model that given factors and amends make.
+pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
     let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
     let errors = errors.collect();
     let mut proto = model.proto().clone();
@@ -82,17 +87,16 @@ pub(crate) fn assemble(
             }
             patches.insert(
                 conv.node,
-                patch(&graph.node[conv.node], conv, biases.get(&member), factors, at, &shared, &mut namer),
+                patch(&graph.node[conv.node], conv, amends.biases.get(&member), factors, at, &shared, &mut namer),
             );
         }
     }
-    let mut added = Vec::new();
-    for (conv, bias) in rebiased(plan, &biases) {
-        added.extend(set_bias(graph, conv, bias, &mut namer));
-    }
+    let before = graph.clone();
+    let added = amend(graph, plan, &amends, &mut namer);
     install(graph, plan, patches, added, ir_version);
+    drop_unread(graph, &before);
     describe(&mut proto, plan);
-    Ok(Compiled { model: Model::from_proto(proto), factors, errors, biases })
+    Ok(Compiled { model: Model::from_proto(proto), factors, errors, amends })
 }
 
 /// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the
@@ -104,19 +108,27 @@ pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Mode
     let members = plan.groups.iter().zip(&compiled.factors).flat_map(|(group, factors)| {
         group.members.iter().enumerate().map(|(at, &member)| {
             let conv = &plan.convs[member];
-            (conv, factors.reconstruct(at), new_bias(conv, compiled.biases.get(&member)))
+            (conv, factors.reconstruct(at), new_bias(conv, compiled.amends.biases.get(&member)))
         })
     });
-    with_kernels(model, members, rebiased(plan, &compiled.biases))
+    with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, namer))
 }
 
-/// Convolutions left whole that got another bias.
-fn rebiased<'p>(
-    plan: &'p Plan,
-    biases: &'p BTreeMap<usize, Vec<f32>>,
-) -> impl Iterator<Item = (&'p Conv, &'p Vec<f32>)> {
+/// Gives convolutions left whole and layers at the outputs their new parameters; the initializers that hold them.
+fn amend(graph: &mut GraphProto, plan: &Plan, amends: &Amends, namer: &mut Namer) -> Vec<TensorProto> {
     let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
-    biases.iter().filter(move |(m, _)| !decomposed.contains(m)).map(|(&m, bias)| (&plan.convs[m], bias))
+    let whole = amends.biases.iter().filter(|(m, _)| !decomposed.contains(m));
+    let mut added: Vec<TensorProto> =
+        whole.filter_map(|(&m, bias)| set_bias(graph, &plan.convs[m], bias, namer)).collect();
+    for (head, bias) in &amends.heads {
+        let Some([_, weight, place]) = graph.node.get_mut(head.node).map(|n| &mut n.input[..]) else { continue };
+        *weight = namer.fresh(&format!("{}/jmd_weight", head.name));
+        *place = namer.fresh(&format!("{}/jmd_bias", head.name));
+        let stored = if head.transposed { head.weight.t() } else { head.weight.view() };
+        added.push(float_initializer(weight.clone(), stored.shape(), stored.iter().map(|&x| x as f32)));
+        added.push(float_initializer(place.clone(), &[bias.len()], bias.iter().copied()));
+    }
+    added
 }
 
 /// Gives a convolution left whole another constant in its output: its own bias, or that of its batch norm. The new initializer, if
@@ -134,22 +146,20 @@ fn set_bias(graph: &mut GraphProto, conv: &Conv, bias: &[f32], namer: &mut Namer
     Some(float_initializer(place.clone(), &[values.len()], values.into_iter()))
 }
 
-/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out, and others
-/// with another bias alone.
+/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out; `also`
+/// changes what else it likes and names the initializers to add.
 pub(crate) fn with_kernels<'c>(
     model: &Model,
     replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f32>>)>,
-    rebiased: impl Iterator<Item = (&'c Conv, &'c Vec<f32>)>,
+    also: &mut dyn FnMut(&mut GraphProto, &mut Namer) -> Vec<TensorProto>,
 ) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let before = graph.clone();
     let mut namer = Namer::new(graph);
     let mut gone = HashSet::new();
-    for (conv, bias) in rebiased {
-        let initializer = set_bias(graph, conv, bias, &mut namer);
-        graph.initializer.extend(initializer);
-    }
+    let added = also(graph, &mut namer);
+    graph.initializer.extend(added);
     for (conv, kernel, bias) in replaced {
         let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
         let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
@@ -379,7 +389,7 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
     ]
 }
 
-/// Puts the patches in, takes the folded batch norms out, and whatever nothing reads any more.
+/// Puts the patches in and takes the folded batch norms out.
 fn install(
     graph: &mut GraphProto,
     plan: &Plan,
@@ -387,7 +397,6 @@ fn install(
     mut added: Vec<TensorProto>,
     ir_version: i64,
 ) {
-    let before = graph.clone();
     let gone: HashSet<usize> = plan
         .groups
         .iter()
@@ -411,7 +420,6 @@ fn install(
         graph.input.extend(added.iter().map(tensor_input));
     }
     graph.initializer.extend(added);
-    drop_unread(graph, &before);
 }
 
 fn tensor_input(tensor: &TensorProto) -> ValueInfoProto {
