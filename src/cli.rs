@@ -32,13 +32,18 @@ pub struct Cli {
     output: Option<PathBuf>,
 
     /// How many times fewer floating-point parameters the model is to have
-    #[arg(long, value_name = "R", required_unless_present = "rank_rate", help_heading = "What to do")]
+    #[arg(long, value_name = "R", required_unless_present_any = ["rank_rate", "max_drop"], help_heading = "What to do")]
     ratio: Option<f64>,
 
     /// The paper's ranks instead: ⌊RATE·out⌋ for kernels larger than 1×1, ⌊RATE·min(in, out)⌋ for 1×1, and for joint
     /// schemes the rank of equal parameters
     #[arg(long, value_name = "RATE", conflicts_with = "ratio", help_heading = "What to do")]
     rank_rate: Option<f64>,
+
+    /// The largest ratio instead at which what the original does is kept but for P percent, on held-out calibration samples: equal
+    /// top-1 classes or, of other outputs, the energy that is not error
+    #[arg(long, value_name = "P", value_parser = percent, conflicts_with_all = ["ratio", "rank_rate"], help_heading = "What to do")]
+    max_drop: Option<f64>,
 
     /// What the members of a group share; auto decides for each convolution by the error to expect
     #[arg(long, value_enum, default_value_t = SchemeName::Auto, help_heading = "What to do")]
@@ -89,8 +94,8 @@ pub struct Cli {
     /// the compressed network gives them; no labels, no training.
     ///
     /// PATH is a folder of PNG or JPEG pictures, resized and cropped to fit, a .npy of shape [count, ...], a .npz of such
-    /// arrays named as the model's inputs, or an ONNX tensor input_0.pb or a folder of data sets of them. `drawn` draws
-    /// pictures by chance, `none` decomposes the plain weights
+    /// arrays named as the model's inputs, or an ONNX tensor input_0.pb or a folder of data sets of them. `drawn`, the
+    /// default unless --no-verify, draws pictures by chance, `none` decomposes the plain weights
     #[arg(long, value_name = "PATH|drawn|none", help_heading = "Calibration")]
     calib: Option<CalibrationSource>,
 
@@ -158,6 +163,10 @@ pub struct Cli {
     /// Write the report as JSON, to standard output with '-'
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     json: Option<PathBuf>,
+
+    /// Print how long each stage took
+    #[arg(long, help_heading = "Output")]
+    timings: bool,
 
     /// Print errors only
     #[arg(long, short, help_heading = "Output")]
@@ -260,6 +269,12 @@ impl LayoutName {
     }
 }
 
+/// `1%` or `1` as 0.01.
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    let number = text.trim().trim_end_matches('%').trim();
+    number.parse::<f64>().map(|p| p / 100.0).map_err(|_| format!("'{text}' is not a percentage such as 1%"))
+}
+
 /// What --calib asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum CalibrationSource {
@@ -270,9 +285,6 @@ enum CalibrationSource {
     /// A file or folder.
     Path(PathBuf),
 }
-
-/// What is calibrated on without --calib.
-const DEFAULT_CALIBRATION: CalibrationSource = CalibrationSource::None;
 
 impl From<OsString> for CalibrationSource {
     fn from(text: OsString) -> Self {
@@ -301,6 +313,8 @@ pub struct Paths {
     pub json: Option<PathBuf>,
     /// Whether progress and tables are left out.
     pub quiet: bool,
+    /// Whether the tables say how long each stage took.
+    pub timings: bool,
     /// Threads, if not all cores.
     pub threads: Option<usize>,
 }
@@ -328,10 +342,11 @@ impl Cli {
             SchemeName::Rjsvd2 => only(Scheme::RightShared),
             SchemeName::BiJsvd => only(Scheme::BothShared { split: self.split }),
         };
-        let policy = match (self.ratio, self.rank_rate) {
-            (_, Some(rate)) => RankPolicy::Rate(rate),
-            (Some(ratio), None) => RankPolicy::Ratio(ratio),
-            (None, None) => return Err(Error::Options("give --ratio or --rank-rate".into())),
+        let policy = match (self.ratio, self.rank_rate, self.max_drop) {
+            (_, Some(rate), _) => RankPolicy::Rate(rate),
+            (Some(ratio), None, _) => RankPolicy::Ratio(ratio),
+            (None, None, Some(_)) => PlanOptions::default().policy,
+            (None, None, None) => return Err(Error::Options("give --ratio, --max-drop or --rank-rate".into())),
         };
         let input_shapes = self.input_shape;
         let verify = VerifyOptions {
@@ -351,7 +366,8 @@ impl Cli {
             None => None,
         };
         let samples = self.calib_samples as usize;
-        let calibration = match self.calib.unwrap_or(DEFAULT_CALIBRATION) {
+        let unasked = if self.no_verify { CalibrationSource::None } else { CalibrationSource::Drawn };
+        let calibration = match self.calib.unwrap_or(unasked) {
             CalibrationSource::None => None,
             CalibrationSource::Drawn => Some(Images::drawn(self.seed, samples, &preprocessing)?),
             CalibrationSource::Path(path) => Some(Images::open(&path, None, &preprocessing)?),
@@ -378,6 +394,7 @@ impl Cli {
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
             calibration: calibration.map(|images| (images, samples)),
             repair: !self.no_repair,
+            max_drop: self.max_drop,
             images,
             dry_run: self.dry_run,
         };
@@ -386,6 +403,7 @@ impl Cli {
             output: self.output.filter(|_| !self.dry_run),
             json: self.json,
             quiet: self.quiet,
+            timings: self.timings,
             threads: self.threads.map(usize::from),
         };
         Ok((paths, options))

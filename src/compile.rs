@@ -1,13 +1,14 @@
 //! The conductor: one line a stage.
 
-use crate::calibrate::Calibration;
+use crate::calibrate::{Calibration, HeldOut};
 use crate::error::{Error, Result};
-use crate::group::{GroupOptions, find_groups};
+use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{Calibrated, Plan, PlanOptions, Prospects};
-use crate::report::Report;
-use crate::rewrite::apply;
+use crate::plan::{Calibrated, LEAST_RATIO, Plan, PlanOptions, Prospects, RankPolicy};
+use crate::progress::Progress;
+use crate::report::{AgreementRow, CalibrationRow, Report};
+use crate::rewrite::{Compiled, apply};
 use crate::runtime::{inputs as fixed, shapes as named};
 use crate::verify::{VerifyOptions, score, verify};
 use ndarray::Array4;
@@ -23,10 +24,13 @@ pub struct Options {
     pub verify: Option<VerifyOptions>,
     /// Bounds on the approximation, below which the result is refused.
     pub gates: Gates,
-    /// Images to calibrate on, and how many of them; none decomposes the plain weights.
+    /// Images to calibrate on, and how many of them at most; none decomposes the plain weights.
     pub calibration: Option<(Images, usize)>,
     /// Refit layer by layer after a calibrated decomposition.
     pub repair: bool,
+    /// Instead of a ratio: the largest at which what is kept on held-out calibration samples falls by at most this share. Equal
+    /// top-1 classes or, of other outputs, the share of their energy that is not error.
+    pub max_drop: Option<f64>,
     /// Images to classify before and after.
     pub images: Option<Images>,
     /// Stop after the plan.
@@ -43,6 +47,7 @@ impl Default for Options {
             gates: Gates::default(),
             calibration: None,
             repair: true,
+            max_drop: None,
             images: None,
             dry_run: false,
         }
@@ -69,89 +74,59 @@ pub struct Compilation {
     pub unchanged: Option<String>,
 }
 
-/// Finds groups, plans, decomposes, rewrites, verifies and scores. `progress` hears of each stage.
+/// Finds groups, calibrates, plans, decomposes, repairs, rewrites, verifies and scores. `progress` hears of each stage.
 ///
 /// # Errors
 /// Those of [`Plan::build`], [`apply`], [`verify`] and [`score`], and [`Error::Gate`].
-pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Result<Compilation> {
-    options.gates.validate(options)?;
-    let inputs = model.inputs();
-    for name in options.groups.input_shapes.iter().filter_map(|s| s.name.as_ref()) {
-        if inputs.iter().all(|i| i.0 != *name) {
-            let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-            return Err(Error::Options(format!(
-                "--input-shape names '{name}', but the inputs are: {}",
-                known.join(", ")
-            )));
-        }
-    }
-    progress("finding repeated convolutions");
+pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
+    let progress = Progress::new(progress);
+    options.validate(model)?;
+    progress.stage("matching", "finding repeated convolutions");
     let grouping = find_groups(model, &options.groups)?;
-    progress(&format!(
-        "planning: {} convolutions in {} groups, {} skipped",
+    progress.say(&format!(
+        "{} convolutions in {} groups, {} skipped",
         grouping.convs.len(),
         grouping.groups.len(),
         grouping.skipped.len()
     ));
     let shapes = &options.groups.input_shapes;
-    let calibration = options.calibration.as_ref().map(|(images, n)| Calibration::new(model, images, *n, shapes));
-    let calibration = calibration.transpose()?;
-    calibration.iter().filter_map(Calibration::assumed).for_each(progress);
     let scored = match &options.images {
         // Before any work, as they may not fit.
         Some(images) => Some((images, images.fit(model, &named(&fixed(model, shapes)?), None)?)),
         None => None,
     };
-    scored.iter().filter_map(|(_, samples)| samples.assumed()).for_each(progress);
-    if calibration.is_some() {
-        Plan::precheck(model, &grouping, &options.plan)?;
-        progress("measuring what each convolution sees");
-    }
-    let observed = calibration.as_ref().map(|c| c.observe(model, &grouping.convs)).transpose()?;
-    let watch = match (&calibration, &observed) {
-        (Some(calibration), Some(observed)) => {
-            progress("planning: how much each group moves the network's output");
-            Some(calibration.watch(model, &grouping.convs, observed.sights.clone())?)
-        }
-        _ => None,
+    scored.iter().filter_map(|(_, samples)| samples.assumed()).for_each(|line| progress.say(line));
+    let unchanged = |reason| {
+        let report = Report::untouched(model, &grouping, &options.plan);
+        Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) })
     };
-    let sensitivity =
-        |members: &[usize], kernels: &[Array4<f64>]| watch.as_ref().map_or(Ok(0.0), |w| w.moved(members, kernels));
-    let calibrated = observed.as_ref().map(|o| Calibrated { sights: o.sights.clone(), sensitivity: &sensitivity });
-    let plan = match Prospects::new(model, &grouping, &options.plan, calibrated.as_ref())
-        .and_then(|p| p.plan(options.plan.policy))
-    {
-        Err(Error::NothingToCompress(reason)) => {
-            let report = Report::untouched(model, &grouping, &options.plan);
-            return Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) });
-        }
+    let made = match make(model, &grouping, options, &progress) {
+        Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
-    if options.dry_run {
-        return Ok(Compilation { model: None, report: Report::new(model, &grouping, &plan, None), unchanged: None });
-    }
-    progress(&format!("decomposing {} groups", plan.groups.len()));
-    let mut compiled = apply(model, &plan)?;
-    if let (Some(calibration), Some(observed), true) = (&calibration, &observed, options.repair) {
-        compiled = calibration.repair(model, &plan, observed, compiled, progress)?;
-    }
-    let mut report = Report::new(model, &grouping, &plan, Some(&compiled));
-    report.calibration_images = calibration.as_ref().map(Calibration::len);
+    let mut report = Report::new(model, &grouping, &made.plan, made.compiled.as_ref());
+    report.calibration = made.calibration;
+    report.agreement_curve = made.curve;
+    let Some(compiled) = made.compiled else {
+        report.timings = progress.timings();
+        return Ok(Compilation { model: None, report, unchanged: None });
+    };
     if let Some(how) = &options.verify {
-        progress("verifying with tract");
-        report.verification = Some(verify(model, &plan, &compiled, how)?);
+        progress.stage("verifying", "verifying with tract");
+        report.verification = Some(verify(model, &made.plan, &compiled, how)?);
     }
     if let Some((images, samples)) = &scored {
-        progress(&format!("classifying {} images, before and after", samples.len()));
+        progress.stage("classifying", &format!("classifying {} images, before and after", samples.len()));
         report.score = Some(score(model, &compiled.model, images, shapes)?);
     }
+    report.timings = progress.timings();
     if !model.round_trips() {
         let note = "the input holds fields that this version of the format does not have; they are not in the output";
         report.notes.push(note.into());
     }
     if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked) {
         report.notes.push(format!(
-            "the ratio is {:.2}, more than the {asked} asked for: the next larger step of any group would be too large",
+            "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large",
             report.totals.parameters.ratio
         ));
     }
@@ -160,6 +135,147 @@ pub fn compile(model: &Model, options: &Options, progress: &dyn Fn(&str)) -> Res
     }
     options.gates.check(&report)?;
     Ok(Compilation { model: Some(compiled.model), report, unchanged: None })
+}
+
+/// A plan and, unless it is a dry run, what was made of it.
+struct Made {
+    plan: Plan,
+    compiled: Option<Compiled>,
+    calibration: Option<CalibrationRow>,
+    curve: Vec<AgreementRow>,
+}
+
+/// Calibrates if asked to, plans and decomposes.
+fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progress<'_>) -> Result<Made> {
+    let asked = match options.max_drop {
+        // Every ratio from here on may be asked for.
+        Some(_) => PlanOptions { policy: RankPolicy::Ratio(LEAST_RATIO), ..options.plan },
+        None => options.plan,
+    };
+    // Refusals that need no calibration come before it.
+    Plan::precheck(model, grouping, &asked, options.calibration.is_some())?;
+    let Some((images, most)) = &options.calibration else {
+        progress.stage("planning", "planning by the plain weights");
+        let plan = Prospects::new(model, grouping, &asked, None)?.plan(asked.policy)?;
+        let compiled = if options.dry_run {
+            None
+        } else {
+            progress.stage("decomposing", &format!("decomposing {} groups", plan.groups.len()));
+            Some(apply(model, &plan)?)
+        };
+        return Ok(Made { plan, compiled, calibration: None, curve: Vec::new() });
+    };
+    let mut calibration = Calibration::new(model, images, *most, &options.groups.input_shapes)?;
+    calibration.assumed().into_iter().for_each(|line| progress.say(line));
+    let held_out = match options.max_drop {
+        Some(_) => Some(HeldOut::new(model, &mut calibration)?),
+        None => None,
+    };
+    let row = CalibrationRow { samples: calibration.len(), source: images.what() };
+    progress.stage("observing", &format!("observing what each convolution sees of {}", row.source));
+    let observed = calibration.observe(model, &grouping.convs, progress)?;
+    progress.stage("planning", "planning: how much each group moves the network's output");
+    let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
+    let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
+    let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity };
+    let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
+    let build = |policy: RankPolicy| -> Result<(Plan, Option<Compiled>)> {
+        let plan = prospects.plan(policy)?;
+        if options.dry_run && options.max_drop.is_none() {
+            return Ok((plan, None));
+        }
+        progress.stage("decomposing", &format!("decomposing {} groups", plan.groups.len()));
+        let mut compiled = apply(model, &plan)?;
+        if options.repair {
+            progress.stage("repairing", "refitting layer by layer");
+            compiled = calibration.repair(model, &plan, &observed, compiled, progress)?;
+        }
+        Ok((plan, Some(compiled)))
+    };
+    let (curve, (plan, compiled)) = match (options.max_drop, &held_out) {
+        (Some(drop), Some(held_out)) => largest_ratio(drop, held_out, prospects.largest_ratio(), &build, progress)?,
+        _ => (Vec::new(), build(asked.policy)?),
+    };
+    Ok(Made { plan, compiled: compiled.filter(|_| !options.dry_run), calibration: Some(row), curve })
+}
+
+/// What is made at a ratio.
+type Build<'b> = dyn Fn(RankPolicy) -> Result<(Plan, Option<Compiled>)> + 'b;
+
+/// Ratios this close are taken for equal.
+const RATIO_STEP: f64 = 1.05;
+/// Ratios tried at most.
+const RATIOS_TRIED: usize = 10;
+
+/// The largest ratio, to within a few percent, at which what is kept on held-out samples stays within a bound: up by half as much
+/// again while it does, then by halves between.
+fn largest_ratio(
+    drop: f64,
+    held_out: &HeldOut,
+    largest: f64,
+    build: &Build<'_>,
+    progress: &Progress<'_>,
+) -> Result<(Vec<AgreementRow>, (Plan, Option<Compiled>))> {
+    let mut curve: Vec<AgreementRow> = Vec::new();
+    let mut best = None;
+    let (mut low, mut high) = (1.0f64, f64::INFINITY);
+    // What is advised as reachable must itself be reachable.
+    let mut next = LEAST_RATIO.max(1.5).min(largest);
+    while curve.len() < RATIOS_TRIED && next > 1.0 {
+        let (plan, compiled) = match build(RankPolicy::Ratio(next)) {
+            Err(Error::NothingToCompress(_)) => break,
+            other => other?,
+        };
+        let kept = compiled.as_ref().map_or(Ok(1.0), |c| held_out.kept(&c.model))?;
+        progress.say(&format!("ratio {next:.2} keeps {:.2} %", 100.0 * kept));
+        curve.push(AgreementRow { ratio: next, kept });
+        if kept >= 1.0 - drop {
+            low = next;
+            best = Some((plan, compiled));
+        } else {
+            high = next;
+        }
+        let up = (low * 1.5).min(largest);
+        next = if high.is_finite() { (low * high).sqrt() } else { up };
+        if (high.is_finite() && high / low < RATIO_STEP) || (!high.is_finite() && up <= low * 1.001) {
+            break;
+        }
+    }
+    curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+    let tried = || curve.first().map_or(String::new(), |r| format!("{:.2} % at ratio {:.2}", 100.0 * r.kept, r.ratio));
+    let best = best.ok_or_else(|| Error::Gate {
+        measure: "what is kept on held-out samples",
+        found: tried(),
+        asked: format!("{:.2} %", 100.0 * (1.0 - drop)),
+    })?;
+    Ok((curve, best))
+}
+
+impl Options {
+    /// Refuses, before any work, what makes no sense.
+    fn validate(&self, model: &Model) -> Result<()> {
+        self.gates.validate(self)?;
+        if let Some(drop) = self.max_drop {
+            if !(drop > 0.0 && drop < 1.0) {
+                return Err(Error::Options(format!(
+                    "--max-drop must be above 0 and below 100 %, not {:.2} %",
+                    100.0 * drop
+                )));
+            }
+            if self.calibration.is_none() {
+                return Err(Error::Options("--max-drop needs calibration: leave out --calib none".into()));
+            }
+        }
+        let inputs = model.inputs();
+        for name in self.groups.input_shapes.iter().filter_map(|s| s.name.as_ref()) {
+            if inputs.iter().all(|i| i.0 != *name) {
+                let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+                let known = known.join(", ");
+                return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Gates {

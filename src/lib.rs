@@ -39,6 +39,8 @@
 
 mod error;
 mod onnx;
+#[cfg(feature = "verify")]
+mod progress;
 
 pub mod factor;
 
@@ -73,7 +75,8 @@ pub use images::{Images, Layout, Preprocessing, Preset};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
 pub use report::{
-    Approximation, BlockRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score, Totals, Verification,
+    AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,
+    Totals, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "verify")]

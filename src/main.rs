@@ -10,6 +10,7 @@ use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile, writ
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Instant;
 
 fn main() -> ExitCode {
@@ -37,7 +38,23 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Held while files are written, so that an interrupt never leaves half of one.
+static WRITING: Mutex<()> = Mutex::new(());
+
+/// Ends the process on Ctrl-C, after a file that is just being written.
+fn heed_interrupts() {
+    let ended = ctrlc::set_handler(|| {
+        let _whole = WRITING.lock();
+        say("onnx-jmd: interrupted");
+        #[allow(clippy::exit, reason = "the conventional status of an interrupted command")]
+        std::process::exit(130);
+    });
+    // Without a handler the system's own takes effect.
+    let _ = ended;
+}
+
 fn run(paths: &Paths, options: &Options) -> Result<()> {
+    heed_interrupts();
     if let Some(threads) = paths.threads {
         let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
         built.map_err(|e| Error::Options(format!("--threads: {e}")))?;
@@ -59,8 +76,9 @@ fn run(paths: &Paths, options: &Options) -> Result<()> {
     let model = Model::open(&paths.input)?;
     let compilation = compile(&model, options, &progress)?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
-    write(paths, &compilation)?;
-    match compilation.unchanged {
+    let unchanged = compilation.unchanged.clone();
+    write(paths, compilation)?;
+    match unchanged {
         Some(reason) => Err(Error::NothingToCompress(reason)),
         None => {
             progress("done");
@@ -69,7 +87,9 @@ fn run(paths: &Paths, options: &Options) -> Result<()> {
     }
 }
 
-fn write(paths: &Paths, compilation: &Compilation) -> Result<()> {
+fn write(paths: &Paths, compilation: Compilation) -> Result<()> {
+    let _whole = WRITING.lock();
+    let report = if paths.timings { compilation.report.with_timings() } else { compilation.report };
     if let (Some(output), Some(model)) = (&paths.output, &compilation.model) {
         model.save(output)?;
     }
@@ -80,14 +100,14 @@ fn write(paths: &Paths, compilation: &Compilation) -> Result<()> {
     let stdout = Path::new("standard output");
     match &paths.json {
         Some(path) if path.as_os_str() == "-" => {
-            let text = compilation.report.to_json();
+            let text = report.to_json();
             std::io::stdout().write_all(text.as_bytes()).map_err(failed(stdout))
         }
         json => {
             if let Some(path) = json {
-                write_whole(path, compilation.report.to_json().as_bytes())?;
+                write_whole(path, report.to_json().as_bytes())?;
             }
-            if paths.quiet { Ok(()) } else { print(&compilation.report).map_err(failed(stdout)) }
+            if paths.quiet { Ok(()) } else { print(&report).map_err(failed(stdout)) }
         }
     }
 }

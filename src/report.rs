@@ -26,8 +26,10 @@ pub struct Report {
     pub ratio: Option<f64>,
     /// Rank rate asked for.
     pub rank_rate: Option<f64>,
-    /// Images calibrated on; none if the plain weights were decomposed.
-    pub calibration_images: Option<usize>,
+    /// What was calibrated on; none if the plain weights were decomposed.
+    pub calibration: Option<CalibrationRow>,
+    /// What ratios keep on held-out calibration samples, where a largest one was searched for.
+    pub agreement_curve: Vec<AgreementRow>,
     /// True if nothing was done beyond the plan.
     pub dry_run: bool,
     /// Repeated blocks found.
@@ -44,6 +46,28 @@ pub struct Report {
     pub score: Option<Score>,
     /// Things to know that stop nothing.
     pub notes: Vec<String>,
+    /// Seconds that each stage took; left out of the tables unless [`Report::with_timings`].
+    pub timings: Vec<(String, f64)>,
+    #[serde(skip)]
+    show_timings: bool,
+}
+
+/// What was calibrated on.
+#[derive(Debug, Clone, Serialize)]
+pub struct CalibrationRow {
+    /// How many samples.
+    pub samples: usize,
+    /// Where they come from.
+    pub source: String,
+}
+
+/// What one ratio keeps on samples that it was not calibrated on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct AgreementRow {
+    /// The ratio asked for.
+    pub ratio: f64,
+    /// Share of equal top-1 classes or, of other outputs, of their energy that is not error.
+    pub kept: f64,
 }
 
 /// A repeated block.
@@ -222,7 +246,8 @@ impl Report {
             scheme: plan.options.scheme.to_string(),
             ratio,
             rank_rate,
-            calibration_images: None,
+            calibration: None,
+            agreement_curve: Vec::new(),
             dry_run: compiled.is_none(),
             blocks: blocks
                 .map(|b| BlockRow { structure: b.structure.clone(), occurrences: b.occurrences.clone() })
@@ -237,6 +262,8 @@ impl Report {
             verification: None,
             score: None,
             notes: Vec::new(),
+            timings: Vec::new(),
+            show_timings: false,
         }
     }
 
@@ -256,6 +283,12 @@ impl Report {
             sights: None,
         };
         Self::new(model, grouping, &plan, None)
+    }
+
+    /// The same, with how long each stage took in its tables.
+    #[must_use]
+    pub fn with_timings(self) -> Self {
+        Self { show_timings: true, ..self }
     }
 
     /// The report as JSON, ending in a newline.
@@ -389,11 +422,17 @@ impl fmt::Display for Report {
             writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
             writeln!(f, "{}\n", self.group_table().trim_fmt())?;
         }
-        if let Some(images) = self.calibration_images {
-            writeln!(
-                f,
-                "Calibrated on {images} images; the errors above are those of the kernels, not of what the layers see\n"
-            )?;
+        if let Some(calibration) = &self.calibration {
+            let (samples, source) = (calibration.samples, &calibration.source);
+            writeln!(f, "Calibrated on {samples} of {source}")?;
+            writeln!(f, "  errors above are those of the kernels, not of what the layers see\n")?;
+        }
+        if !self.agreement_curve.is_empty() {
+            writeln!(f, "Kept on held-out samples")?;
+            for row in &self.agreement_curve {
+                writeln!(f, "  {:6.2}×  {}", row.ratio, percent(row.kept))?;
+            }
+            writeln!(f)?;
         }
         writeln!(f, "Totals\n{}", self.totals_table().trim_fmt())?;
         if self.totals.macs.is_none() {
@@ -437,6 +476,10 @@ impl fmt::Display for Report {
         if !self.notes.is_empty() {
             writeln!(f, "\nNotes")?;
             self.notes.iter().try_for_each(|n| writeln!(f, "  {n}"))?;
+        }
+        if self.show_timings {
+            writeln!(f, "\nSeconds")?;
+            self.timings.iter().try_for_each(|(stage, seconds)| writeln!(f, "  {stage:<12} {seconds:8.1}"))?;
         }
         Ok(())
     }

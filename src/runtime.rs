@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::onnx::{InputShape, Model};
-use ndarray::ArrayD;
+use ndarray::{ArrayD, ArrayViewD};
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -164,4 +164,19 @@ fn guarded<T>(action: impl FnOnce() -> TractResult<T>) -> std::result::Result<T,
         }
         Err(_) => Err("it panicked".into()),
     }
+}
+
+/// `[batch, classes]`, or with further axes of one.
+pub(crate) fn is_scores(output: &ArrayD<f32>) -> bool {
+    let shape = output.shape();
+    shape.len() >= 2 && shape[1] > 1 && shape[2..].iter().all(|&d| d == 1)
+}
+
+/// The class of the largest score of each answer in a batch.
+pub(crate) fn best_classes(scores: &ArrayD<f32>) -> Vec<usize> {
+    let best = |row: ArrayViewD<'_, f32>| {
+        let all = row.into_iter().enumerate();
+        all.fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0
+    };
+    scores.outer_iter().map(best).collect()
 }

@@ -7,8 +7,8 @@ use crate::onnx::{InputShape, Model};
 use crate::plan::Plan;
 use crate::report::{Approximation, Score, Verification};
 use crate::rewrite::{Compiled, reference};
-use crate::runtime::{Feed, Input, Runner, inputs, shapes};
-use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use crate::runtime::{Feed, Input, Runner, best_classes, inputs, is_scores, shapes};
+use ndarray::{ArrayD, IxDyn};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
@@ -77,7 +77,7 @@ pub fn score(model: &Model, compressed: &Model, images: &Images, given: &[InputS
             let portion = start..(start + PORTION).min(images.len());
             for outputs in runner.run_all(&images.feeds(portion)?)? {
                 let scores = outputs.first().filter(|y| is_scores(y));
-                classes.extend(best(scores.ok_or_else(|| {
+                classes.extend(best_classes(scores.ok_or_else(|| {
                     Error::Options("--images needs a model whose first output is class scores, [batch, classes]".into())
                 })?));
             }
@@ -151,7 +151,8 @@ fn compare(original: &[Vec<ArrayD<f32>>], written: &[Vec<ArrayD<f32>>]) -> Appro
     }
     let firsts = || original.iter().zip(written).filter_map(|(x, y)| Some((x.first()?, y.first()?)));
     let scores = original.iter().all(|outputs| outputs.first().is_some_and(is_scores));
-    let same: usize = firsts().map(|(x, y)| best(x).iter().zip(best(y)).filter(|(a, b)| **a == *b).count()).sum();
+    let same: usize =
+        firsts().map(|(x, y)| best_classes(x).iter().zip(best_classes(y)).filter(|(a, b)| **a == *b).count()).sum();
     let answers: usize = firsts().map(|(x, _)| x.shape().first().copied().unwrap_or(0)).sum();
     Approximation {
         relative_error: if signal > 0.0 { (noise / signal).sqrt() } else { noise.sqrt() },
@@ -159,21 +160,6 @@ fn compare(original: &[Vec<ArrayD<f32>>], written: &[Vec<ArrayD<f32>>]) -> Appro
         cosine: if signal > 0.0 && other > 0.0 { inner / (signal * other).sqrt() } else { 0.0 },
         agreement: scores.then(|| same as f64 / answers.max(1) as f64),
     }
-}
-
-/// `[batch, classes]`, or with further axes of one.
-fn is_scores(output: &ArrayD<f32>) -> bool {
-    let shape = output.shape();
-    shape.len() >= 2 && shape[1] > 1 && shape[2..].iter().all(|&d| d == 1)
-}
-
-/// The class of the largest score of each answer in a batch.
-fn best(scores: &ArrayD<f32>) -> Vec<usize> {
-    let largest = |row: ArrayViewD<'_, f32>| {
-        let all = row.into_iter().enumerate();
-        all.fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0
-    };
-    scores.outer_iter().map(largest).collect()
 }
 
 #[cfg(test)]

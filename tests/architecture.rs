@@ -3,8 +3,9 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "error",
+    "progress",
     "factor",
     "onnx",
     "group",

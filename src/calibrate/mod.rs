@@ -2,14 +2,18 @@
 //! compressed model gives them. No labels, no training.
 
 mod gradients;
+mod held_out;
 mod repair;
 mod watch;
+
+pub(crate) use held_out::HeldOut;
 
 use crate::error::{Error, Result};
 use crate::factor::{Geometry, Moment};
 use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Sight;
+use crate::progress::Progress;
 use crate::runtime::{Feed, Input, Runner, inputs, shapes};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
@@ -80,7 +84,8 @@ impl Calibration {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if tract cannot run the model.
-    pub(crate) fn observe(&self, model: &Model, convs: &[Conv]) -> Result<Observations> {
+    pub(crate) fn observe(&self, model: &Model, convs: &[Conv], progress: &Progress<'_>) -> Result<Observations> {
+        let portions = progress.items("observing", self.count.div_ceil(PORTION));
         let graph = Graph::new(model)?;
         let mut addends: Vec<Option<(String, String)>> = convs.iter().map(|c| addend(&graph, &c.output)).collect();
         let mut values: Vec<&str> = Vec::new();
@@ -116,9 +121,12 @@ impl Calibration {
                     kept.targets.extend(target.iter());
                 }
                 kept.moment.add(joined(&rows).view(), None);
-                Ok(())
-            })
+                Ok::<(), Error>(())
+            })?;
+            portions.done("portions of images");
+            Ok(())
         })?;
+        progress.say("observing: gradients of the outputs");
         let mut sights = Vec::new();
         let mut targets = Vec::new();
         let gradients = self.gradients(model, convs)?;

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::factor::{self, Moment, Refit, Seen};
 use crate::onnx::{Conv, Dense, Graph, Model};
 use crate::plan::{Judged, Plan};
+use crate::progress::Progress;
 use crate::rewrite::{Compiled, assemble};
 use ndarray::{Array1, Array2, Array4};
 
@@ -86,7 +87,7 @@ impl Calibration {
         plan: &Plan,
         observed: &Observations,
         compiled: Compiled,
-        progress: &dyn Fn(&str),
+        progress: &Progress<'_>,
     ) -> Result<Compiled> {
         let graph = Graph::new(model)?;
         let mut places: Vec<Option<(usize, usize)>> = vec![None; plan.convs.len()];
@@ -94,13 +95,12 @@ impl Calibration {
             group.members.iter().enumerate().for_each(|(at, &member)| places[member] = Some((g, at)));
         }
         let mut now = compiled;
-        let total = plan.convs.len();
+        let items = progress.items("refitting", plan.convs.len());
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
             let whole_without_bias = place.is_none() && conv.bias.is_none() && conv.batch_norm.is_none();
             if conv.effective_bias().is_none() || whole_without_bias {
                 continue;
             }
-            progress(&format!("refitting {} ({} of {total})", conv.name, index + 1));
             let (mut factors, mut amends) = (now.factors, now.amends);
             let failed = |reason| numerical(conv, reason);
             match *place {
@@ -143,12 +143,12 @@ impl Calibration {
                 }
             }
             now = assemble(model, plan, factors, amends)?;
+            items.done(&conv.name);
         }
         for head in Dense::heads(&graph) {
             if head.weight.nrows() > WIDEST_HEAD {
                 continue;
             }
-            progress(&format!("refitting {}", head.name));
             let mut data = Moment::new(head.weight.nrows(), head.weight.ncols());
             let wanted = self.rows(model, &head.output)?;
             let given = self.rows(&now.model, &head.input)?;

@@ -4,13 +4,19 @@ use super::Calibration;
 use crate::error::Result;
 use crate::onnx::{Conv, Model};
 use crate::plan::Sight;
+use crate::progress::{Items, Progress};
 use crate::rewrite::{shifted_bias, with_kernels};
 use crate::runtime::{Feed, Input, Runner};
 use ndarray::{Array4, ArrayD};
 use std::sync::Arc;
 
-/// Images on which the network's output is watched while one group changes.
-const WATCHED: usize = 64;
+/// Images on which the network's output is watched while one group changes: as many as this much work allows, within bounds.
+const MOST_WATCHED: usize = 64;
+const LEAST_WATCHED: usize = 16;
+/// Multiply-accumulates that probing may take, about.
+const WORK: f64 = 4e12;
+/// Probes of a convolution, about.
+const PROBES: usize = 4;
 
 /// The original model's output on some images, against which changed models are held.
 pub(crate) struct Watch<'c> {
@@ -22,6 +28,7 @@ pub(crate) struct Watch<'c> {
     outputs: Vec<Vec<ArrayD<f32>>>,
     /// `Σ ‖y − E y‖²` over all outputs.
     variation: f64,
+    items: Items<'c>,
 }
 
 impl Calibration {
@@ -29,8 +36,18 @@ impl Calibration {
     ///
     /// # Errors
     /// [`Error::Unavailable`] if tract cannot run the model.
-    pub(crate) fn watch<'w>(&'w self, model: &'w Model, convs: &'w [Conv], sights: Arc<[Sight]>) -> Result<Watch<'w>> {
-        let count = WATCHED.min(self.count);
+    pub(crate) fn watch<'w>(
+        &'w self,
+        model: &'w Model,
+        convs: &'w [Conv],
+        sights: Arc<[Sight]>,
+        progress: &'w Progress<'w>,
+    ) -> Result<Watch<'w>> {
+        // Each convolution is probed a few times.
+        let probes = PROBES * convs.len().max(1);
+        let macs: u64 = convs.iter().map(|c| c.macs(c.extents().1)).fold(0, u64::saturating_add);
+        let affordable = (WORK / (macs.max(1) as f64 * probes as f64)) as usize;
+        let count = affordable.clamp(LEAST_WATCHED, MOST_WATCHED).min(self.count);
         let feeds = self.samples.feeds((0..count).map(|i| i * self.count / count))?;
         let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
         let mut variation = 0.0;
@@ -39,7 +56,8 @@ impl Calibration {
             let mean = all().reduce(|a, b| a + b).unwrap_or_default() / count as f64;
             variation += all().map(|y| (y - &mean).mapv(|d| d * d).sum()).sum::<f64>();
         }
-        Ok(Watch { model, convs, sights, inputs: &self.inputs, feeds, outputs, variation })
+        let items = progress.items("planning", probes);
+        Ok(Watch { model, convs, sights, inputs: &self.inputs, feeds, outputs, variation, items })
     }
 }
 
@@ -56,6 +74,7 @@ impl Watch<'_> {
         let changed =
             Runner::load(&with_kernels(self.model, replaced, &mut |_, _| Vec::new())?, self.inputs, "the model")?
                 .run_all(&self.feeds)?;
+        self.items.done(members.first().map_or("", |&m| &self.convs[m].name));
         let pairs = self.outputs.iter().flatten().zip(changed.iter().flatten());
         let squares = |(a, b): (&ArrayD<f32>, &ArrayD<f32>)| -> f64 {
             a.iter().zip(b).map(|(&p, &q)| (f64::from(p) - f64::from(q)).powi(2)).sum()

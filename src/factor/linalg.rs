@@ -89,11 +89,19 @@ impl Positive {
     /// decides nothing and its factor is zero.
     pub(super) fn new(m: &Array2<f64>, ridge: f64) -> Result<Self, String> {
         let n = m.nrows();
-        let mut g = matrix(m.view());
-        let mean = (0..n).map(|i| g[(i, i)]).sum::<f64>() / n.max(1) as f64;
-        let added = if mean > 0.0 { ridge * mean } else { 1.0 };
-        (0..n).for_each(|i| g[(i, i)] += added);
-        g.llt(Half::Lower).map(Self).map_err(|e| format!("{e:?}"))
+        let mean = m.diag().sum() / n.max(1) as f64;
+        let mut failure = String::new();
+        // Of inputs that hardly vary, rounding may leave more than the ridge.
+        for more in [1.0, 1e3, 1e6] {
+            let mut g = matrix(m.view());
+            let added = if mean > 0.0 { more * ridge * mean } else { 1.0 };
+            (0..n).for_each(|i| g[(i, i)] += added);
+            match g.llt(Half::Lower) {
+                Ok(solver) => return Ok(Self(solver)),
+                Err(reason) => failure = format!("{reason:?}"),
+            }
+        }
+        Err(failure)
     }
 
     /// `M⁻¹·y`.

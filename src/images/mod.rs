@@ -130,7 +130,8 @@ impl Images {
         Ok(Samples { images: self.clone(), slots, places, made, assumed })
     }
 
-    fn what(&self) -> String {
+    /// Where they come from.
+    pub(crate) fn what(&self) -> String {
         match &*self.source {
             Source::Arrays { path, .. } | Source::Files { path, .. } => path.display().to_string(),
             Source::Drawn { .. } => "drawn pictures".into(),

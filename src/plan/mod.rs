@@ -6,6 +6,7 @@ mod unit;
 
 pub(crate) use profile::{Calibrated, Judged, Sight};
 pub(crate) use prospects::Prospects;
+#[cfg(feature = "verify")]
 use prospects::candidates;
 pub(crate) use unit::Members;
 
@@ -155,15 +156,16 @@ impl Plan {
     /// What [`Plan::build`] refuses before any decomposition, for callers with other work to do first.
     ///
     /// # Errors
-    /// As there; a model with nothing to compress is none of them.
+    /// As there.
     #[cfg(feature = "verify")]
-    pub(crate) fn precheck(model: &Model, grouping: &Grouping, options: &PlanOptions) -> Result<()> {
-        match candidates(model, grouping, options, true) {
-            Err(Error::NothingToCompress(_)) | Ok(_) => Ok(()),
-            Err(refusal) => Err(refusal),
-        }
+    pub(crate) fn precheck(model: &Model, grouping: &Grouping, options: &PlanOptions, calibrated: bool) -> Result<()> {
+        candidates(model, grouping, options, calibrated).map(|_| ())
     }
 }
+
+/// The least ratio worth a plan.
+#[cfg(feature = "verify")]
+pub(crate) const LEAST_RATIO: f64 = 1.02;
 
 fn check(options: &PlanOptions) -> Result<()> {
     match options.policy {
