@@ -424,7 +424,7 @@ impl fmt::Display for Report {
         }
         if let Some(calibration) = &self.calibration {
             let (samples, source) = (calibration.samples, &calibration.source);
-            writeln!(f, "Calibrated on {samples} of {source}")?;
+            writeln!(f, "Calibrated on {samples} samples: {source}")?;
             writeln!(f, "  errors above are those of the kernels, not of what the layers see\n")?;
         }
         if !self.agreement_curve.is_empty() {

@@ -31,7 +31,8 @@ fn top1(folder: &Path, further: &[&str]) -> f64 {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["verification"]["rewrite_error"].as_f64().unwrap() < 1e-4);
-    assert_eq!(report["calibration_images"].as_u64(), further.contains(&"--calib").then_some(60));
+    let samples = report["calibration"]["samples"].as_u64();
+    assert_eq!(samples, further.contains(&"--calib-samples").then_some(60));
     report["score"]["top1_after"].as_f64().unwrap()
 }
 
@@ -39,8 +40,8 @@ fn top1(folder: &Path, further: &[&str]) -> f64 {
 fn what_the_layers_see_keeps_a_network_alive_that_plain_weights_destroy() {
     let folder = tempfile::tempdir().unwrap();
     let calib = fixture("fashion-calib-images.npy");
-    let calibrated = ["--calib", text(&calib), "--calib-samples", "60", "--ratio", "6"];
-    let plain = top1(folder.path(), &["--ratio", "6"]);
+    let calibrated = ["--calib", text(&calib), "--calib-samples", "60", "--ratio", "8"];
+    let plain = top1(folder.path(), &["--ratio", "8", "--calib", "none"]);
     let seen = top1(folder.path(), &calibrated);
     assert!(seen > plain + 0.3 && seen > 0.8, "{plain} plain, {seen} calibrated");
 }
@@ -85,7 +86,7 @@ fn every_kind_of_convolution_is_seen_as_it_slides() {
         assert!(report["totals"]["parameters"]["ratio"].as_f64().unwrap() >= 1.5);
         report["verification"]["rewrite_error"].as_f64().unwrap()
     };
-    for scheme in ["separate", "ljsvd", "rjsvd-1", "rjsvd-2", "bi-jsvd"] {
+    for scheme in ["auto", "separate", "ljsvd", "rjsvd-1", "rjsvd-2", "bi-jsvd"] {
         assert!(quality(&["--scheme", scheme, "--calib", text(&calib), "--calib-samples", "10"]) < 1e-4, "{scheme}");
     }
 }
@@ -110,5 +111,5 @@ fn a_ratio_out_of_reach_is_refused_before_the_images_are_run() {
     let calib = fixture("fashion-calib-images.npy");
     let output = run(&[text(&model), text(&out), "--ratio", "1000", "--calib", text(&calib)]);
     assert_eq!(output.status.code(), Some(5));
-    assert!(!String::from_utf8(output.stderr).unwrap().contains("measuring"));
+    assert!(!String::from_utf8(output.stderr).unwrap().contains("observing"));
 }

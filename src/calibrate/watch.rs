@@ -11,7 +11,7 @@ use ndarray::{Array4, ArrayD};
 use std::sync::Arc;
 
 /// Images on which the network's output is watched while one group changes: as many as this much work allows, within bounds.
-const MOST_WATCHED: usize = 64;
+const MOST_WATCHED: usize = 32;
 const LEAST_WATCHED: usize = 16;
 /// Multiply-accumulates that probing may take, about.
 const WORK: f64 = 4e12;
