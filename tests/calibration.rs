@@ -105,6 +105,20 @@ fn calibration_images_that_do_not_fit_are_refused_before_any_work() {
 }
 
 #[test]
+fn too_few_samples_are_refused_with_the_number_that_is_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (fixture("fashion-resnet.onnx"), folder.path().join("out.onnx"));
+    let calib = fixture("fashion-calib-images.npy");
+    let arguments = [text(&model), text(&out), "--ratio", "2", "--calib", text(&calib), "--calib-samples"];
+    let few = |n: &'static str| run(&[&arguments[..], &[n]].concat());
+    let output = few("2");
+    assert_eq!(output.status.code(), Some(2));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("864 values") && message.contains("needs 5 samples"), "{message}");
+    assert!(!out.exists());
+}
+
+#[test]
 fn a_ratio_out_of_reach_is_refused_before_the_images_are_run() {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (fixture("fashion-resnet.onnx"), folder.path().join("out.onnx"));

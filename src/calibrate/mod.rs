@@ -23,6 +23,10 @@ use std::sync::Arc;
 const PORTION: usize = 16;
 /// Rows that a moment needs for each of its columns; beyond that, every so many-th row is taken.
 const ROWS_PER_COLUMN: usize = 64;
+/// Columns of a moment for each of its rows at most: with fewer rows most directions are never seen.
+const COLUMNS_PER_ROW: usize = 4;
+/// Rows that are taken in any case, if there are as many.
+const LEAST_ROWS: usize = 32_000;
 /// Rows of one convolution at most, which bounds what its targets and, while it is refitted, its inputs take in memory.
 const MOST_ROWS: usize = 40_000;
 
@@ -104,6 +108,10 @@ impl Calibration {
             .collect();
         let mut seen_by: Vec<Gathered> = convs.iter().map(Gathered::new).collect();
         self.run(model, &values, &mut |from, seen| {
+            if from == 0 {
+                let pixels = |place: usize| seen[0][place].shape().iter().skip(2).product::<usize>();
+                convs.iter().zip(&places).try_for_each(|(conv, place)| self.check_enough(conv, pixels(place.1)))?;
+            }
             seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
                 let mut rows = Vec::new();
                 for (at, image) in seen.iter().enumerate() {
@@ -139,9 +147,24 @@ impl Calibration {
         Ok(Observations { sights: sights.into(), targets, addends })
     }
 
+    /// Refuses samples that leave most of what a convolution's moment must tell open.
+    fn check_enough(&self, conv: &Conv, pixels: usize) -> Result<()> {
+        let (rows, least) = (pixels * self.count, columns(conv).div_ceil(COLUMNS_PER_ROW));
+        if rows >= least {
+            return Ok(());
+        }
+        let needed = least.div_ceil(pixels.max(1));
+        Err(Error::Options(format!(
+            "{} calibration samples are too few: convolution '{}' reads {} values at a time and needs {needed} samples or more (--calib-samples)",
+            self.count,
+            conv.name,
+            columns(conv),
+        )))
+    }
+
     /// The output pixels of an image at which rows are taken: every so many-th, another one first for each image.
     fn pixels(&self, conv: &Conv, all: usize, image: usize) -> Vec<usize> {
-        let enough = (ROWS_PER_COLUMN * columns(conv)).clamp(1, MOST_ROWS);
+        let enough = (ROWS_PER_COLUMN * columns(conv)).clamp(LEAST_ROWS, MOST_ROWS);
         let step = (all * self.count / enough).clamp(1, all.max(1));
         (image * 7 % step..all).step_by(step).collect()
     }
