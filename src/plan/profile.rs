@@ -107,35 +107,51 @@ impl Profile {
         Ok(Self { analysis: Arc::new(analysis), corrections: Vec::new(), interactions: Vec::new(), dropped: false })
     }
 
-    /// The profile in the calibrated norm, and what was fitted on the way, one entry a correction and member.
-    pub(super) fn calibrated(unit: &Unit, convs: &[Conv], sights: &[Sight]) -> Result<(Self, Vec<Vec<Fit>>)> {
+    /// Spectra in the calibrated norm, nothing fitted yet.
+    pub(super) fn calibrated(unit: &Unit, convs: &[Conv], sights: &[Sight]) -> Result<Self> {
         let kernels = Members { convs, members: &unit.members };
         let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
-        let seen = judged.seen();
-        let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &seen, unit.max_rank);
+        let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &judged.seen(), unit.max_rank);
         let analysis = Arc::new(analysis.map_err(|e| unit.failed(e))?);
-        let mut found = Self { analysis, corrections: Vec::new(), interactions: Vec::new(), dropped: false };
+        Ok(Self { analysis, corrections: Vec::new(), interactions: Vec::new(), dropped: false })
+    }
+
+    /// The ranks at which the members' errors are about those of a probe.
+    pub(super) fn probe_ranks(&self, unit: &Unit) -> BTreeSet<usize> {
         let n = unit.members.len();
-        let mean = |rank: usize| (0..n).map(|i| found.spectral(unit, i, rank)).sum::<f64>() / n as f64;
+        let mean = |rank: usize| (0..n).map(|i| self.spectral(unit, i, rank)).sum::<f64>() / n as f64;
         let ranks = unit.form.least_rank()..=unit.max_rank;
         let means: Vec<(usize, f64)> = ranks.map(|r| (r, mean(r).max(1e-12))).collect();
         let nearest = |wanted: f64| {
             let off = |error: f64| (error / wanted).ln().abs();
             means.iter().min_by(|a, b| off(a.1).total_cmp(&off(b.1))).map(|m| m.0)
         };
-        let ranks: BTreeSet<usize> = PROBE_ERRORS.iter().filter_map(|&e| nearest(e)).collect();
+        PROBE_ERRORS.iter().filter_map(|&e| nearest(e)).collect()
+    }
+
+    /// Fits factors at some ranks, to see what the spectra promise; one entry a rank and member.
+    pub(super) fn fit(
+        &mut self,
+        unit: &Unit,
+        convs: &[Conv],
+        sights: &[Sight],
+        ranks: BTreeSet<usize>,
+    ) -> Result<Vec<Vec<Fit>>> {
+        let kernels = Members { convs, members: &unit.members };
+        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
+        let n = unit.members.len();
         let mut fits = Vec::new();
+        let mut corrections = Vec::new();
         for rank in ranks {
-            let dealt = unit.form.ranks(rank);
+            let (dealt, seen) = (unit.form.ranks(rank), judged.seen());
             let solved =
-                factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &found.analysis);
+                factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &self.analysis);
             let (factors, errors) = solved.map_err(|e| unit.failed(e))?;
-            let of = |i: usize| errors[i].max(1e-12) / found.spectral(unit, i, rank);
-            let correction = (0..n).map(of).collect();
+            corrections.push((rank, (0..n).map(|i| errors[i].max(1e-12) / self.spectral(unit, i, rank)).collect()));
             fits.push((0..n).map(|i| Fit { error: errors[i], kernel: factors.reconstruct(i) }).collect());
-            found.corrections.push((rank, correction));
         }
-        Ok((found, fits))
+        self.corrections = corrections;
+        Ok(fits)
     }
 
     fn spectral(&self, unit: &Unit, member: usize, rank: usize) -> f64 {

@@ -12,6 +12,15 @@ use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Ranks at which a unit is compared with its members alone.
+const COMPARED: usize = 9;
+/// Ranks at which one that promises more is fitted and measured.
+const FITTED: usize = 3;
+/// How far from its fair share of the parameters a unit is looked at, as a factor.
+const AROUND: f64 = 3.0;
+/// What fitting may make of the damage that spectra predict, at best.
+const HOPE: f64 = 0.7;
+
 /// All that is known of the units before anything is chosen.
 pub(crate) struct Prospects {
     options: PlanOptions,
@@ -61,7 +70,8 @@ impl Prospects {
         members.sort_by_key(|&m| std::cmp::Reverse(convs[m].weights()));
         let probed = members.par_iter().with_max_len(1).map(|&m| {
             let unit = Unit::probe(m, convs, options);
-            let (profile, fits) = Profile::calibrated(&unit, convs, &calibrated.sights)?;
+            let mut profile = Profile::calibrated(&unit, convs, &calibrated.sights)?;
+            let fits = profile.fit(&unit, convs, &calibrated.sights, profile.probe_ranks(&unit))?;
             Ok((unit, profile, Effect::measure(m, fits, calibrated.sensitivity)?))
         });
         for (probe, profile, effect) in probed.collect::<Result<Vec<_>>>()? {
@@ -75,8 +85,16 @@ impl Prospects {
         let (units, convs) = (&found.candidates.units, &found.convs);
         order.retain(|&u| found.profiles[u].is_none());
         let measured = order.par_iter().with_max_len(1).map(|&u| {
-            let (mut profile, fits) = Profile::calibrated(&units[u], convs, &calibrated.sights)?;
-            if options.scheme == SchemeChoice::Auto && !found.promises(u, &profile) {
+            let mut profile = Profile::calibrated(&units[u], convs, &calibrated.sights)?;
+            let hopeless = |profile: &Profile, hope: f64| {
+                options.scheme == SchemeChoice::Auto && !found.promises(u, profile, hope)
+            };
+            if hopeless(&profile, HOPE) {
+                profile.drop();
+                return Ok((u, profile));
+            }
+            let fits = profile.fit(&units[u], convs, &calibrated.sights, found.tried(u, FITTED))?;
+            if hopeless(&profile, 1.0) {
                 profile.drop();
             } else {
                 profile.measure(&units[u], fits, &found.effects, calibrated.sensitivity)?;
@@ -201,15 +219,27 @@ impl Prospects {
         unit.ranks().take_while(|&r| unit.cost(r) <= budget).last()
     }
 
-    /// Whether a unit is better than its members alone anywhere.
-    fn promises(&self, u: usize, profile: &Profile) -> bool {
-        const TRIED: usize = 9;
+    /// Some of a unit's ranks around those that the ratio asked for would give it if all were treated alike.
+    fn tried(&self, u: usize, count: usize) -> BTreeSet<usize> {
         let unit = &self.candidates.units[u];
-        let ranks: Vec<usize> = unit.ranks().collect();
-        let tried = (0..TRIED).filter_map(|i| ranks.get((2 * i + 1) * ranks.len() / (2 * TRIED)));
-        tried.copied().any(|rank| {
+        let fair = match self.options.policy {
+            RankPolicy::Ratio(ratio) => unit.whole as f64 / ratio,
+            RankPolicy::Rate(_) => unit.whole as f64,
+        };
+        let near = |&r: &usize| (fair / AROUND..=fair * AROUND).contains(&(unit.cost(r) as f64));
+        let mut ranks: Vec<usize> = unit.ranks().filter(near).collect();
+        if ranks.is_empty() {
+            ranks = unit.ranks().collect();
+        }
+        (0..count).filter_map(|i| ranks.get((2 * i + 1) * ranks.len() / (2 * count)).copied()).collect()
+    }
+
+    /// Whether a unit is better than its members alone at any rank that is tried, if its damage is `hope` times what is known.
+    fn promises(&self, u: usize, profile: &Profile, hope: f64) -> bool {
+        let unit = &self.candidates.units[u];
+        self.tried(u, COMPARED).into_iter().any(|rank| {
             let alone = self.alone(u, unit.cost(rank));
-            alone.is_none_or(|a| self.damage(u, profile, rank) < a.1)
+            alone.is_none_or(|a| hope * self.damage(u, profile, rank) < a.1)
         })
     }
 
