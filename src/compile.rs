@@ -179,7 +179,7 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
     let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
     let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity };
     let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
-    let build = |policy: RankPolicy| -> Result<(Plan, Option<Compiled>)> {
+    let build = |policy: RankPolicy| -> Result<Built> {
         let plan = prospects.plan(policy)?;
         if options.dry_run && options.max_drop.is_none() {
             return Ok((plan, None));
@@ -199,8 +199,10 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
     Ok(Made { plan, compiled: compiled.filter(|_| !options.dry_run), calibration: Some(row), curve })
 }
 
+/// A plan and, unless it is a dry run, the model.
+type Built = (Plan, Option<Compiled>);
 /// What is made at a ratio.
-type Build<'b> = dyn Fn(RankPolicy) -> Result<(Plan, Option<Compiled>)> + 'b;
+type Build<'b> = dyn Fn(RankPolicy) -> Result<Built> + 'b;
 
 /// Ratios this close are taken for equal.
 const RATIO_STEP: f64 = 1.05;
@@ -215,7 +217,7 @@ fn largest_ratio(
     largest: f64,
     build: &Build<'_>,
     progress: &Progress<'_>,
-) -> Result<(Vec<AgreementRow>, (Plan, Option<Compiled>))> {
+) -> Result<(Vec<AgreementRow>, Built)> {
     let mut curve: Vec<AgreementRow> = Vec::new();
     let mut best = None;
     let (mut low, mut high) = (1.0f64, f64::INFINITY);

@@ -33,6 +33,7 @@
 //!
 //! Stage by stage the same is [`find_groups`], [`Plan::build`], [`apply`], [`verify()`] and [`Report`].
 
+#![cfg_attr(not(feature = "verify"), allow(dead_code, reason = "calibration plans and amends, and runs models"))]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub, clippy::missing_errors_doc)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 #![warn(clippy::exit)]

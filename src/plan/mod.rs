@@ -4,7 +4,9 @@ mod profile;
 mod prospects;
 mod unit;
 
-pub(crate) use profile::{Calibrated, Judged, Sight};
+#[cfg(feature = "verify")]
+pub(crate) use profile::Calibrated;
+pub(crate) use profile::{Judged, Sight};
 pub(crate) use prospects::Prospects;
 #[cfg(feature = "verify")]
 use prospects::candidates;

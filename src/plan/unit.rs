@@ -11,6 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Ranks beyond this many times the alignment are rounded to it: below, a step is too much of the whole.
 const ALIGNED_FROM: usize = 4;
 
+/// Values that a convolution reads at a time, in·kh·kw, beyond which [`SchemeChoice::Auto`] offers it no other form than the
+/// paper's alone: trying each takes more time than it has been found to be worth.
+const WIDEST: usize = 2304;
+
 /// Members that may be decomposed together in one form, before ranks are chosen.
 #[derive(Debug, Clone)]
 pub(super) struct Unit {
@@ -213,7 +217,12 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                 if (!alone && members.len() == 1) || !known.insert((members.clone(), scheme == Scheme::LeftShared)) {
                     continue;
                 }
+                let wide = members.iter().any(|&m| convs[m].shape[1..].iter().product::<usize>() > WIDEST);
+                if wide && !alone {
+                    continue;
+                }
                 let forms = unfoldings(scheme, convs[members[0]].shape);
+                let forms = forms.filter(|u| !wide || *u == Unfolding::SPATIAL);
                 units.extend(forms.map(|u| unit((label, &role), members.clone(), scheme.on(u))));
             }
         }
