@@ -52,7 +52,7 @@ fn calibrated_bytes_do_not_depend_on_the_number_of_threads() {
     let (model, calib) = (fixture("fashion-resnet.onnx"), fixture("fashion-calib-images.npy"));
     let bytes = |threads: &str| {
         let out = folder.path().join(format!("{threads}.onnx"));
-        let arguments = [text(&model), text(&out), "--ratio", "3", "--scheme", "bi-jsvd", "--calib", text(&calib)];
+        let arguments = [text(&model), text(&out), "--ratio", "3", "--scheme", "ljsvd", "--calib", text(&calib)];
         let output = run(&[&arguments[..], &["--calib-samples", "12", "--threads", threads, "-q"]].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         std::fs::read(out).unwrap()

@@ -307,7 +307,7 @@ fn without_images_it_draws_its_own() {
 #[test]
 fn an_input_that_is_no_image_needs_samples() {
     let mut b = ModelBuilder::new(&[1, 7, 24, 24], 3);
-    let x = b.conv("signal", &ConvSpec::new(12, 3));
+    let x = b.conv("image", &ConvSpec::new(12, 3));
     let scene = Scene::new(&b.build(&[&x]));
     let output = scene.run_exactly("in.onnx out.onnx --ratio 1.5");
     assert_eq!(output.status.code(), Some(2));

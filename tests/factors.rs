@@ -284,12 +284,13 @@ proptest! {
         let kernels = problem.kernels();
         let [_, inputs, kh, kw] = problem.shapes[0];
         let moments: Vec<_> = (0..kernels.len()).map(|i| moment(inputs * kh * kw, 400, problem.seed ^ i as u64)).collect();
-        for scheme in forms().filter(|f| fits(*f, rank, problem.shapes[0])) {
+        // Two chains have local optima of their own, with and without calibration; their turns are tested below.
+        let one = |f: &Form| f.chains().len() == 1 && fits(*f, rank, problem.shapes[0]);
+        for scheme in forms().filter(one) {
             let plain = seen_error(&kernels, &moments, &solve(scheme, &kernels, rank, 15).0);
             let calibrated = seen_error(&kernels, &moments, &solve_seen(scheme, &kernels, &moments, rank, 30));
-            // Both are local searches for shared and doubled chains: a twentieth is within their luck. Two chains that could be exact
-            // are on their way for long.
-            prop_assume!(scheme.chains().len() == 1 || plain > 1e-6);
+            // A local search where factors are shared: a twentieth is within its luck, and where the plain one is exact the other
+            // is still on its way.
             prop_assert!(calibrated <= 1.05 * plain + 1e-3, "{scheme}: {calibrated} against {plain}");
         }
     }

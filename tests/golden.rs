@@ -44,7 +44,7 @@ fn graphs_and_reports_are_as_they_were() {
         std::fs::write(temp.path().join("in.onnx"), model(words.next().unwrap())).unwrap();
         let run = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"))
             .current_dir(temp.path())
-            .args(["in.onnx", "out.onnx"])
+            .args(["in.onnx", "out.onnx", "--calib", "none"])
             .args(words)
             .output()
             .unwrap();

@@ -110,7 +110,7 @@ impl Calibration {
         self.run(model, &values, &mut |from, seen| {
             if from == 0 {
                 let pixels = |place: usize| seen[0][place].shape().iter().skip(2).product::<usize>();
-                convs.iter().zip(&places).try_for_each(|(conv, place)| self.check_enough(conv, pixels(place.1)))?;
+                self.check_enough(convs.iter().zip(&places).map(|(conv, place)| (conv, pixels(place.1))))?;
             }
             seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
                 let mut rows = Vec::new();
@@ -147,19 +147,19 @@ impl Calibration {
         Ok(Observations { sights: sights.into(), targets, addends })
     }
 
-    /// Refuses samples that leave most of what a convolution's moment must tell open.
-    fn check_enough(&self, conv: &Conv, pixels: usize) -> Result<()> {
-        let (rows, least) = (pixels * self.count, columns(conv).div_ceil(COLUMNS_PER_ROW));
-        if rows >= least {
-            return Ok(());
-        }
-        let needed = least.div_ceil(pixels.max(1));
-        Err(Error::Options(format!(
-            "{} calibration samples are too few: convolution '{}' reads {} values at a time and needs {needed} samples or more (--calib-samples)",
-            self.count,
-            conv.name,
-            columns(conv),
-        )))
+    /// Refuses samples that leave most of what some convolution's moment must tell open; with each the pixels of its output.
+    fn check_enough<'v>(&self, convs: impl Iterator<Item = (&'v Conv, usize)>) -> Result<()> {
+        let needed =
+            |(conv, pixels): (&'v Conv, usize)| (columns(conv).div_ceil(COLUMNS_PER_ROW).div_ceil(pixels.max(1)), conv);
+        let most = convs.map(needed).max_by_key(|n| n.0).filter(|n| n.0 > self.count);
+        most.map_or(Ok(()), |(needed, conv)| {
+            Err(Error::Options(format!(
+                "{} calibration samples are too few: convolution '{}' reads {} values at a time and needs {needed} samples or more (--calib-samples)",
+                self.count,
+                conv.name,
+                columns(conv),
+            )))
+        })
     }
 
     /// The output pixels of an image at which rows are taken: every so many-th, another one first for each image.

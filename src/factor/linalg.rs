@@ -98,7 +98,7 @@ impl Positive {
             (0..n).for_each(|i| g[(i, i)] += added);
             match g.llt(Half::Lower) {
                 Ok(solver) => return Ok(Self(solver)),
-                Err(reason) => failure = format!("{reason:?}"),
+                Err(reason) => failure = format!("{reason:?}, mean {mean:e}"),
             }
         }
         Err(failure)

@@ -163,6 +163,9 @@ fn conjugate_gradients(
             break;
         }
         let step = size / curvature;
+        if !step.is_finite() {
+            break;
+        }
         x.scaled_add(step, &direction);
         residual.scaled_add(-step, &image);
         turned = preconditioner(&residual);

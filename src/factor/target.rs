@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 
 /// Directions in which the output weighs less than this share of the most are not divided by.
 const OUTPUT_FLOOR: f64 = 1e-9;
+/// Added to the diagonal of a covariance, relative to its mean.
+const METRIC_RIDGE: f64 = 1e-5;
 /// Added to the diagonal of the approximate inverse that conjugate gradients start each step from, relative to its mean.
 const PRECONDITIONER_RIDGE: f64 = 1e-4;
 
@@ -85,7 +87,7 @@ impl Target {
     pub(super) fn of_kernel(form: &ChainForm, kernel: ArrayView4<'_, f64>, seen: &Seen<'_>) -> Self {
         let kernel = seen.weigh(kernel);
         let shape: [usize; 4] = kernel.dim().into();
-        let metric = seen.moment.covariance(&order(form, shape));
+        let metric = regular(seen.moment.covariance(&order(form, shape)));
         let stacked = stacked(form.unfolding.unfold(kernel.view()).view(), shape[0]);
         let product = metric.dot(&stacked);
         let energy = (&stacked * &product).sum();
@@ -94,7 +96,7 @@ impl Target {
 
     /// The outputs that the moments were taken with.
     pub(super) fn of_outputs(form: &ChainForm, shape: [usize; 4], seen: &Seen<'_>) -> Self {
-        let metric = seen.moment.covariance(&order(form, shape));
+        let metric = regular(seen.moment.covariance(&order(form, shape)));
         let mut target = Self::new(form, shape, metric, Array2::zeros((0, 0)), 0.0);
         target.set_outputs(form, shape, seen);
         target
@@ -175,6 +177,13 @@ impl Target {
     fn stack(&self, matrix: ArrayView2<'_, f64>) -> Array2<f64> {
         stacked(matrix, matrix.ncols() / self.offsets())
     }
+}
+
+/// `Σ + ridge·mean(diag Σ)·I`: what inputs never do decides next to nothing, and nothing is divided by zero.
+fn regular(mut metric: Array2<f64>) -> Array2<f64> {
+    let mean = metric.diag().mean().unwrap_or(0.0);
+    metric.diag_mut().mapv_inplace(|d| d + METRIC_RIDGE * mean);
+    metric
 }
 
 /// Positions in im2col order `(kh, kw, in)` of the rows ordered by the last factor's offsets first.
