@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::onnx::{InputShape, Model};
 use ndarray::{ArrayD, ArrayViewD};
 use rayon::prelude::*;
+use std::borrow::Borrow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tract_core::prelude::{Framework, IntoTensor, TValue, Tensor, TractResult, TypedRunnableModel, tvec};
@@ -24,6 +25,11 @@ pub(crate) struct Runner {
 }
 
 impl Input {
+    /// An input of float32.
+    pub(crate) fn floats(name: String, dims: Vec<usize>) -> Self {
+        Self { name, dims, datum_type: DatumType::F32 }
+    }
+
     pub(crate) fn is_float(&self) -> bool {
         self.datum_type.is_float()
     }
@@ -111,12 +117,13 @@ impl Runner {
     ///
     /// # Errors
     /// [`Error::Unavailable`] with tract's reason.
-    pub(crate) fn run(&self, feed: &Feed) -> Result<Vec<ArrayD<f32>>> {
+    pub(crate) fn run<A: Borrow<ArrayD<f32>>>(&self, feed: &[A]) -> Result<Vec<ArrayD<f32>>> {
         let run = || -> TractResult<Vec<ArrayD<f32>>> {
             let mut values = tvec!();
             for (array, datum_type) in feed.iter().zip(&self.types) {
-                let data: Vec<f32> = array.iter().copied().collect();
-                let tensor = Tensor::from_shape(array.shape(), &data)?.cast_to_dt(*datum_type)?.into_owned();
+                let array = array.borrow().as_standard_layout();
+                let data = array.as_slice().unwrap_or_default();
+                let tensor = Tensor::from_shape(array.shape(), data)?.cast_to_dt(*datum_type)?.into_owned();
                 values.push(TValue::from(tensor.into_tensor()));
             }
             let outputs = self.plan.run(values)?;

@@ -1,6 +1,7 @@
 //! How much a deviation of each convolution's output moves the network's outputs, channel by channel.
 
-use super::{Calibration, Probe};
+use super::Calibration;
+use super::known::{Known, Probe};
 use crate::error::Result;
 use crate::gradient::Backward;
 use crate::onnx::{Conv, Graph, Model};
@@ -10,7 +11,7 @@ use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Images that gradients are taken on.
 const IMAGES: usize = 128;
@@ -32,7 +33,8 @@ impl Calibration {
         let backward = Backward::new(&graph, &wanted);
         let outputs: Vec<&str> = graph.proto().output.iter().map(|o| o.name()).collect();
         let values: Vec<&str> = outputs.iter().copied().chain(backward.needed().iter().map(String::as_str)).collect();
-        let probe = Probe::new(model, &values, &self.inputs)?;
+        let nothing = Known::default();
+        let probe = Probe::new(model, &values, &self.inputs, &nothing, &HashSet::new())?;
         let count = IMAGES.min(self.count);
         let mut sums: Vec<Option<(Array2<f64>, f64)>> =
             convs.iter().map(|c| Some((Array2::zeros((c.shape[0], c.shape[0])), 0.0))).collect();
@@ -40,7 +42,7 @@ impl Calibration {
             let portion: Vec<usize> = (from..(from + PORTION).min(count)).collect();
             let feeds: Vec<Feed> = self.samples.feeds(portion.iter().map(|i| i * self.count / count))?;
             let each = portion.par_iter().zip(&feeds).with_max_len(1).map(|(&i, feed)| {
-                let seen = probe.run(std::slice::from_ref(feed))?.pop().unwrap_or_default();
+                let seen = probe.run(i, feed, &nothing)?;
                 let seen: HashMap<String, ArrayD<f32>> = values.iter().map(|v| (*v).to_owned()).zip(seen).collect();
                 let mut found: Vec<Vec<Option<Array2<f32>>>> = Vec::new();
                 for draw in 0..DRAWS {

@@ -3,6 +3,7 @@
 
 mod gradients;
 mod held_out;
+mod known;
 mod repair;
 mod watch;
 
@@ -14,9 +15,11 @@ use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Sight;
 use crate::progress::Progress;
-use crate::runtime::{Feed, Input, Runner, inputs, shapes};
+use crate::runtime::{Feed, Input, inputs, shapes};
+use known::{Known, Probe};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Images that are run before their activations are counted and dropped.
@@ -70,16 +73,16 @@ impl Calibration {
     }
 
     /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
-    fn run(
-        &self,
-        model: &Model,
-        values: &[&str],
-        take: &mut dyn FnMut(usize, Vec<Vec<ArrayD<f32>>>) -> Result<()>,
-    ) -> Result<()> {
-        let probe = Probe::new(model, values, &self.inputs)?;
+    fn run(&self, model: &Model, values: &[&str], known: &Known, take: &mut Take<'_>) -> Result<()> {
+        let probe = Probe::new(model, values, &self.inputs, known, &HashSet::new())?;
         for from in (0..self.count).step_by(PORTION) {
             let portion = from..(from + PORTION).min(self.count);
-            take(from, probe.run(&self.samples.feeds(portion)?)?)?;
+            let feeds = match probe.reads_images() {
+                true => self.samples.feeds(portion.clone())?,
+                false => vec![Feed::new(); portion.len()],
+            };
+            let runs = portion.into_par_iter().zip(&feeds).with_max_len(1);
+            take(from, runs.map(|(image, feed)| probe.run(image, feed, known)).collect::<Result<_>>()?)?;
         }
         Ok(())
     }
@@ -107,7 +110,7 @@ impl Calibration {
             .map(|(c, addend)| (place(&c.input), place(&c.output), addend.as_ref().map(|a| place(&a.0))))
             .collect();
         let mut seen_by: Vec<Gathered> = convs.iter().map(Gathered::new).collect();
-        self.run(model, &values, &mut |from, seen| {
+        self.run(model, &values, &Known::default(), &mut |from, seen| {
             if from == 0 {
                 let pixels = |place: usize| seen[0][place].shape().iter().skip(2).product::<usize>();
                 self.check_enough(convs.iter().zip(&places).map(|(conv, place)| (conv, pixels(place.1))))?;
@@ -170,6 +173,9 @@ impl Calibration {
     }
 }
 
+/// Hears what images give: the number of the first, and the values of each.
+type Take<'t> = dyn FnMut(usize, Vec<Vec<ArrayD<f32>>>) -> Result<()> + 't;
+
 /// What is gathered of one convolution while images run.
 struct Gathered {
     moment: Moment,
@@ -181,54 +187,6 @@ struct Gathered {
 impl Gathered {
     fn new(conv: &Conv) -> Self {
         Self { moment: Moment::new(columns(conv), 0), targets: Vec::new(), alike: true }
-    }
-}
-
-/// A model that gives some of its values.
-struct Probe {
-    runner: Runner,
-    places: Vec<Place>,
-}
-
-/// Where a value is found.
-#[derive(Debug, Clone, Copy)]
-enum Place {
-    /// Among the inputs that the model is fed.
-    Fed(usize),
-    /// Among the runner's outputs.
-    Computed(usize),
-}
-
-impl Probe {
-    fn new(model: &Model, values: &[&str], inputs: &[Input]) -> Result<Self> {
-        let fed = model.inputs();
-        let mut computed: Vec<&str> = Vec::new();
-        let mut places = Vec::new();
-        for value in values {
-            places.push(match (fed.iter().position(|i| i.0 == *value), computed.iter().position(|c| c == value)) {
-                (Some(at), _) => Place::Fed(at),
-                (None, Some(at)) => Place::Computed(at),
-                (None, None) => {
-                    computed.push(*value);
-                    Place::Computed(computed.len() - 1)
-                }
-            });
-        }
-        // With nothing to compute any output will do.
-        let probed = if computed.is_empty() { model.clone() } else { model.with_outputs(&computed) };
-        Ok(Self { runner: Runner::load(&probed, inputs, "the model")?, places })
-    }
-
-    fn run(&self, feeds: &[Feed]) -> Result<Vec<Vec<ArrayD<f32>>>> {
-        let outputs = self.runner.run_all(feeds)?;
-        let each = outputs.into_iter().zip(feeds).map(|(outputs, feed)| {
-            let value = |place: &Place| match *place {
-                Place::Fed(at) => feed[at].clone(),
-                Place::Computed(at) => outputs[at].clone(),
-            };
-            self.places.iter().map(value).collect()
-        });
-        Ok(each.collect())
     }
 }
 

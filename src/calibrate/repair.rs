@@ -3,26 +3,29 @@
 //!
 //! * Where its output is only added to another value, a convolution is fitted to the original *sum*, so that it also repairs what
 //!   that other value has lost.
-//! * Where only a rectifier reads the result, a deviation that the rectifier hides is none: with `t` the original value and `ẑ`
-//!   what the factors give, the next target is `t` if `t > 0`, else `min(ẑ, 0)`. Each turn lowers the error behind the
-//!   rectifier wherever `ẑ > 0` (majorise and minimise; cf. Zhang et al., arXiv 1505.06798, on the same objective).
+//! * Where only a rectifier (`Relu`, `Clip`) reads the result, a deviation that it hides is none: with `t` the original value
+//!   and `ẑ` what the factors give, the next target is `t` where the rectifier passes it, else the nearest to `ẑ` of all that it
+//!   maps like `t`. Each turn lowers a bound on the error behind the rectifier that is tight but for pixels where it hides `ẑ`
+//!   and passes `t` (majorise and minimise; cf. Zhang et al., arXiv 1505.06798, on the same objective).
 //! * A factor that several share is fitted for all of them when the first one's turn comes, and then stays.
 //! * A convolution left whole gets a bias that restores its mean, and a fully connected layer that gives an output of the model
 //!   weights that restore the original's outputs as far as a ridge lets them.
 
+use super::known::Known;
 use super::{Calibration, Observations, at_pixels, columns, geometry, joined, numerical, plane};
 use crate::error::{Error, Result};
-use crate::factor::{self, Moment, Refit, Seen};
-use crate::onnx::{Conv, Dense, Graph, Model};
+use crate::factor::{self, Factors, Moment, Refit, Seen};
+use crate::onnx::{Conv, Dense, Graph, Model, attributes, is_standard, read_floats};
 use crate::plan::{Judged, Plan};
 use crate::progress::Progress;
-use crate::rewrite::{Compiled, assemble};
-use ndarray::{Array1, Array2, Array4};
+use crate::rewrite::{Amends, Compiled, assemble, rewritten};
+use ndarray::{Array1, Array2, Array4, ArrayD};
+use rayon::prelude::*;
 
 /// Turns between the factors of a convolution when it is refitted.
 const SWEEPS: usize = 6;
 /// Targets behind a rectifier, each fitted in one turn.
-const RECTIFIED_TURNS: usize = 4;
+const WINDOWED_TURNS: usize = 4;
 
 /// Inputs of a fully connected layer that is refitted, at most.
 const WIDEST_HEAD: usize = 4096;
@@ -57,11 +60,22 @@ struct Window {
 }
 
 impl Window {
-    /// Of the rectifier that alone reads a value, if one does.
+    /// Of the `Relu` or `Clip` that alone reads a value, if one does.
     fn reading(graph: &Graph<'_>, value: &str) -> Option<Self> {
         let (index, _) = graph.only_reader(value)?;
-        let node = &graph.nodes()[index];
-        (node.op_type() == "Relu" && crate::onnx::is_standard(node)).then_some(Self { low: 0.0, high: f32::INFINITY })
+        let node = Some(&graph.nodes()[index]).filter(|n| is_standard(n))?;
+        match node.op_type() {
+            "Relu" => Some(Self { low: 0.0, high: f32::INFINITY }),
+            "Clip" => {
+                // Attributes before opset 11, inputs since; either may be left out.
+                let bound = |attribute: &str, position: usize, open: f32| match node.input.get(position) {
+                    Some(name) if !name.is_empty() => read_floats(graph.constant(name)?)?.first().copied(),
+                    _ => Some(attributes::float(node, attribute).unwrap_or(open)),
+                };
+                Some(Self { low: bound("min", 1, f32::NEG_INFINITY)?, high: bound("max", 2, f32::INFINITY)? })
+            }
+            _ => None,
+        }
     }
 
     /// The value to aim at: the original's, or where the activation is flat anything that it maps alike.
@@ -74,6 +88,21 @@ impl Window {
             original
         }
     }
+}
+
+/// A compressed model while it is repaired.
+struct Repair<'r> {
+    calibration: &'r Calibration,
+    model: &'r Model,
+    graph: Graph<'r>,
+    plan: &'r Plan,
+    observed: &'r Observations,
+    factors: Vec<Factors>,
+    amends: Amends,
+    /// The model that factors and amends make.
+    small: Model,
+    /// What it gives at places that no later refit changes.
+    known: Known,
 }
 
 impl Calibration {
@@ -89,121 +118,180 @@ impl Calibration {
         compiled: Compiled,
         progress: &Progress<'_>,
     ) -> Result<Compiled> {
-        let graph = Graph::new(model)?;
         let mut places: Vec<Option<(usize, usize)>> = vec![None; plan.convs.len()];
         for (g, group) in plan.groups.iter().enumerate() {
             group.members.iter().enumerate().for_each(|(at, &member)| places[member] = Some((g, at)));
         }
-        let mut now = compiled;
+        let mut repair = Repair {
+            calibration: self,
+            model,
+            graph: Graph::new(model)?,
+            plan,
+            observed,
+            factors: compiled.factors,
+            amends: compiled.amends,
+            small: compiled.model,
+            known: Known::default(),
+        };
         let items = progress.items("refitting", plan.convs.len());
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
             let whole_without_bias = place.is_none() && conv.bias.is_none() && conv.batch_norm.is_none();
             if conv.effective_bias().is_none() || whole_without_bias {
                 continue;
             }
-            let (mut factors, mut amends) = (now.factors, now.amends);
-            let failed = |reason| numerical(conv, reason);
-            match *place {
-                Some((g, at)) => {
-                    let group = &plan.groups[g];
-                    let chains = group.form.chains();
-                    let judged = Judged::new(&chains, &group.members, &observed.sights).map_err(failed)?;
-                    if at == 0 && group.members.len() > 1 {
-                        let data = group.members.iter().map(|&m| self.data(&now.model, &plan.convs[m], m, observed));
-                        let moments = data.map(|d| d.map(|d| d.moment)).collect::<Result<Vec<Moment>>>()?;
-                        let members = group.members.iter().zip(&moments).enumerate().map(|(i, (&m, moment))| {
-                            (i, plan.convs[m].shape, Seen { moment, output: judged.output(i) })
-                        });
-                        let members: Vec<_> = members.collect();
-                        let mut refit = Refit::new(&chains, &factors[g], &members);
-                        refit.improve(SWEEPS, true).map_err(failed)?;
-                        refit.store(&mut factors[g], true).map_err(failed)?;
-                    }
-                    let data = self.data(&now.model, conv, index, observed)?;
-                    let output = judged.output(at);
-                    let value = observed.addends[index].as_ref().map_or(&conv.output, |(_, sum)| sum);
-                    let window = Window::reading(&graph, value);
-                    let seen = Seen { moment: &data.moment, output };
-                    let mut refit = Refit::new(&chains, &factors[g], &[(at, conv.shape, seen)]);
-                    refit.improve(SWEEPS, false).map_err(failed)?;
-                    let mut moment = data.moment.clone();
-                    for _ in 0..window.map_or(0, |_| RECTIFIED_TURNS) {
-                        let Some(window) = window else { break };
-                        let aims = aims(&data, window, &refit.kernel(0), &moment);
-                        moment.set_outputs(data.rows.view(), data.outputs(&aims).view());
-                        refit.retarget(0, &moment);
-                        refit.improve(1, false).map_err(failed)?;
-                    }
-                    refit.store(&mut factors[g], false).map_err(failed)?;
-                    amends.biases.insert(index, bias(&factors[g].reconstruct(at), &moment));
-                }
-                None => {
-                    let data = self.data(&now.model, conv, index, observed)?;
-                    amends.biases.insert(index, bias(&conv.kernel(), &data.moment));
-                }
-            }
-            now = assemble(model, plan, factors, amends)?;
+            let changed = match *place {
+                Some((g, at)) => repair.decomposed(index, g, at)?,
+                None => repair.whole(index)?,
+            };
+            repair.update(&changed, index)?;
             items.done(&conv.name);
         }
-        for head in Dense::heads(&graph) {
-            if head.weight.nrows() > WIDEST_HEAD {
-                continue;
-            }
-            let mut data = Moment::new(head.weight.nrows(), head.weight.ncols());
-            let wanted = self.rows(model, &head.output)?;
-            let given = self.rows(&now.model, &head.input)?;
-            if wanted.ncols() != head.weight.ncols() || given.ncols() != head.weight.nrows() {
-                continue;
-            }
-            data.add(given.view(), Some(wanted.view()));
-            let failed = |reason| Error::Numerical { what: head.name.clone(), reason };
-            let ridge = HEAD_RIDGE * (RIDGE_SAMPLES * head.weight.nrows() as f64 / self.count as f64).max(1.0);
-            let weight = factor::refit_dense(&head.weight, &data, ridge).map_err(failed)?;
-            let bias = data.output_mean() - weight.t().dot(&data.mean());
-            let mut amends = now.amends;
-            amends.heads.push((Dense { weight, ..head }, bias.iter().map(|&b| b as f32).collect()));
-            now = assemble(model, plan, now.factors, amends)?;
+        for head in Dense::heads(&repair.graph) {
+            repair.head(head)?;
         }
-        Ok(now)
+        assemble(model, plan, repair.factors, repair.amends)
+    }
+}
+
+impl Repair<'_> {
+    /// Refits a member of a group, and with the first one what all of them share; the convolutions that are other ones now.
+    fn decomposed(&mut self, index: usize, g: usize, at: usize) -> Result<Vec<usize>> {
+        let (plan, observed) = (self.plan, self.observed);
+        let (conv, group) = (&plan.convs[index], &plan.groups[g]);
+        let failed = |reason| numerical(conv, reason);
+        let chains = group.form.chains();
+        let judged = Judged::new(&chains, &group.members, &observed.sights).map_err(failed)?;
+        let mut changed = vec![index];
+        if at == 0 && group.members.len() > 1 {
+            let moments = group.members.iter().map(|&m| Ok(self.data(m)?.moment)).collect::<Result<Vec<Moment>>>()?;
+            let members = group
+                .members
+                .iter()
+                .zip(&moments)
+                .enumerate()
+                .map(|(i, (&m, moment))| (i, plan.convs[m].shape, Seen { moment, output: judged.output(i) }));
+            let members: Vec<_> = members.collect();
+            let mut refit = Refit::new(&chains, &self.factors[g], &members);
+            refit.improve(SWEEPS, true).map_err(failed)?;
+            refit.store(&mut self.factors[g], true).map_err(failed)?;
+            changed.clone_from(&group.members);
+        }
+        let data = self.data(index)?;
+        let seen = Seen { moment: &data.moment, output: judged.output(at) };
+        let mut refit = Refit::new(&chains, &self.factors[g], &[(at, conv.shape, seen)]);
+        refit.improve(SWEEPS, false).map_err(failed)?;
+        let mut moment = data.moment.clone();
+        let value = observed.addends[index].as_ref().map_or(&conv.output, |(_, sum)| sum);
+        if let Some(window) = Window::reading(&self.graph, value) {
+            for _ in 0..WINDOWED_TURNS {
+                let aims = aims(&data, window, &refit.kernel(0), &moment);
+                moment.set_outputs(data.rows.view(), data.outputs(&aims).view());
+                refit.retarget(0, &moment);
+                refit.improve(1, false).map_err(failed)?;
+            }
+        }
+        refit.store(&mut self.factors[g], false).map_err(failed)?;
+        self.amends.biases.insert(index, bias(&self.factors[g].reconstruct(at), &moment));
+        Ok(changed)
     }
 
-    /// A value `[1, n]` of a model for each image.
-    fn rows(&self, model: &Model, value: &str) -> Result<Array2<f32>> {
-        let mut rows: Vec<f32> = Vec::new();
-        self.run(model, &[value], &mut |_, seen| {
-            seen.iter().for_each(|image| rows.extend(image[0].iter()));
-            Ok(())
-        })?;
-        let columns = rows.len() / self.count.max(1);
-        Ok(Array2::from_shape_vec((self.count, columns), rows).unwrap_or_default())
+    /// Gives a convolution that stays whole the bias that restores its mean.
+    fn whole(&mut self, index: usize) -> Result<Vec<usize>> {
+        let data = self.data(index)?;
+        self.amends.biases.insert(index, bias(&self.plan.convs[index].kernel(), &data.moment));
+        Ok(vec![index])
+    }
+
+    /// Gives a fully connected layer at an output the weights that restore it, unless it is too wide.
+    fn head(&mut self, head: Dense) -> Result<()> {
+        if head.weight.nrows() > WIDEST_HEAD {
+            return Ok(());
+        }
+        let wanted = self.calibration.rows(self.model, &head.output, &Known::default())?;
+        let given = self.calibration.rows(&self.small, &head.input, &self.known)?;
+        if wanted.ncols() != head.weight.ncols() || given.ncols() != head.weight.nrows() {
+            return Ok(());
+        }
+        let mut data = Moment::new(head.weight.nrows(), head.weight.ncols());
+        data.add(given.view(), Some(wanted.view()));
+        let failed = |reason| Error::Numerical { what: head.name.clone(), reason };
+        let samples = self.calibration.count as f64 / head.weight.nrows() as f64;
+        let ridge = HEAD_RIDGE * (RIDGE_SAMPLES / samples).max(1.0);
+        let weight = factor::refit_dense(&head.weight, &data, ridge).map_err(failed)?;
+        let bias = data.output_mean() - weight.t().dot(&data.mean());
+        self.amends.heads.push((Dense { weight, ..head }, bias.iter().map(|&b| b as f32).collect()));
+        Ok(())
+    }
+
+    /// Rewrites the model with what was refitted, forgets what that changes and what no convolution after `index` needs.
+    fn update(&mut self, changed: &[usize], index: usize) -> Result<()> {
+        self.small = rewritten(self.model, self.plan, &self.factors, &self.amends)?;
+        let convs = &self.plan.convs;
+        let graph = Graph::new(&self.small)?;
+        let stale = graph.descendants(changed.iter().map(|&m| convs[m].output.as_str()));
+        self.known.forget(|name| stale.contains(name));
+        let left = (index + 1..convs.len()).flat_map(|i| self.observed.read(i, &convs[i]));
+        let wanted: Vec<&str> = left.chain(graph.proto().output.iter().map(|o| o.name())).collect();
+        self.known.keep_needed(&self.small, &wanted)
     }
 
     /// Inputs of a convolution in the compressed model with the outputs that they should give.
-    fn data(&self, small: &Model, conv: &Conv, index: usize, observed: &Observations) -> Result<Data> {
-        let addend = observed.addends[index].as_ref().map(|(value, _)| value.as_str());
-        let values: Vec<&str> = std::iter::once(conv.input.as_str()).chain(addend).collect();
+    fn data(&mut self, index: usize) -> Result<Data> {
+        let (conv, calibration) = (&self.plan.convs[index], self.calibration);
+        let values = self.observed.read(index, conv);
         let (mut rows, mut added) = (Vec::new(), Vec::new());
-        self.run(small, &values, &mut |from, seen| {
-            for (at, image) in seen.iter().enumerate() {
+        let mut seen: Vec<Vec<ArrayD<f32>>> = vec![Vec::new(); values.len()];
+        calibration.run(&self.small, &values, &self.known, &mut |from, portion| {
+            let each = portion.par_iter().enumerate().with_max_len(1).map(|(at, image)| {
                 let input = plane(&image[0], &conv.input)?;
                 let [out_h, out_w] = geometry(conv)?.output([input.dim().1, input.dim().2]);
-                let pixels = self.pixels(conv, out_h * out_w, from + at);
-                rows.push(geometry(conv)?.rows(input, &pixels));
-                if let Some(value) = addend {
-                    added.push(at_pixels(plane(&image[1], value)?, &pixels));
-                }
+                let pixels = calibration.pixels(conv, out_h * out_w, from + at);
+                let rows = geometry(conv)?.rows(input, &pixels);
+                let added = values.get(1).map(|value| Ok(at_pixels(plane(&image[1], value)?, &pixels))).transpose()?;
+                Ok((rows, added))
+            });
+            for (r, a) in each.collect::<Result<Vec<_>>>()? {
+                rows.push(r);
+                added.extend(a);
+            }
+            for image in portion {
+                seen.iter_mut().zip(image).for_each(|(all, value)| all.push(value));
             }
             Ok(())
         })?;
+        for (value, images) in values.iter().zip(seen) {
+            self.known.keep(value, images);
+        }
         let rows = joined(&rows);
         let mut data = Data {
-            targets: observed.targets[index].clone(),
-            added: addend.map(|_| joined(&added)),
+            targets: self.observed.targets[index].clone(),
+            added: values.get(1).map(|_| joined(&added)),
             moment: Moment::new(columns(conv), conv.shape[0]),
             rows,
         };
         data.moment.add(data.rows.view(), Some(data.outputs(&data.targets).view()));
         Ok(data)
+    }
+}
+
+impl Observations {
+    /// What the refit of a convolution reads: its input and, if anything, what is added to its output.
+    fn read<'o>(&'o self, index: usize, conv: &'o Conv) -> Vec<&'o str> {
+        let addend = self.addends[index].as_ref().map(|(value, _)| value.as_str());
+        std::iter::once(conv.input.as_str()).chain(addend).collect()
+    }
+}
+
+impl Calibration {
+    /// A value `[1, n]` of a model for each image.
+    fn rows(&self, model: &Model, value: &str, known: &Known) -> Result<Array2<f32>> {
+        let mut rows: Vec<f32> = Vec::new();
+        self.run(model, &[value], known, &mut |_, seen| {
+            seen.iter().for_each(|image| rows.extend(image[0].iter()));
+            Ok(())
+        })?;
+        let columns = rows.len() / self.count.max(1);
+        Ok(Array2::from_shape_vec((self.count, columns), rows).unwrap_or_default())
     }
 }
 

@@ -1,13 +1,16 @@
 //! How far the network's output moves when some convolutions change.
 
 use super::Calibration;
+use super::known::{Known, Probe};
 use crate::error::Result;
-use crate::onnx::{Conv, Model};
+use crate::onnx::{Conv, Graph, Model};
 use crate::plan::Sight;
 use crate::progress::{Items, Progress};
 use crate::rewrite::{shifted_bias, with_kernels};
-use crate::runtime::{Feed, Input, Runner};
+use crate::runtime::{Feed, Input};
 use ndarray::{Array4, ArrayD};
+use rayon::prelude::*;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// Images on which the network's output is watched while one group changes: as many as this much work allows, within bounds.
@@ -23,8 +26,11 @@ pub(crate) struct Watch<'c> {
     model: &'c Model,
     convs: &'c [Conv],
     sights: Arc<[Sight]>,
+    graph: Graph<'c>,
     inputs: &'c [Input],
     feeds: Vec<Feed>,
+    /// What the convolutions read in the original model.
+    known: Known,
     outputs: Vec<Vec<ArrayD<f32>>>,
     /// `Σ ‖y − E y‖²` over all outputs.
     variation: f64,
@@ -49,7 +55,20 @@ impl Calibration {
         let affordable = (WORK / (macs.max(1) as f64 * probes as f64)) as usize;
         let count = affordable.clamp(LEAST_WATCHED, MOST_WATCHED).min(self.count);
         let feeds = self.samples.feeds((0..count).map(|i| i * self.count / count))?;
-        let outputs = Runner::load(model, &self.inputs, "the model")?.run_all(&feeds)?;
+        let graph = Graph::new(model)?;
+        let outputs: Vec<&str> = graph.proto().output.iter().map(|o| o.name()).collect();
+        let fed = |value: &&str| self.inputs.iter().any(|i| i.name == **value);
+        let read: BTreeSet<&str> = convs.iter().map(|c| c.input.as_str()).filter(|v| !fed(v)).collect();
+        let values: Vec<&str> = outputs.iter().copied().chain(read.iter().copied()).collect();
+        let nothing = Known::default();
+        let probe = Probe::new(model, &values, &self.inputs, &nothing, &HashSet::new())?;
+        let runs = feeds.par_iter().with_max_len(1).map(|feed| probe.run(0, feed, &nothing));
+        let mut seen: Vec<Vec<ArrayD<f32>>> = runs.collect::<Result<_>>()?;
+        let mut known = Known::default();
+        for value in read.iter().rev() {
+            known.keep(value, seen.iter_mut().filter_map(Vec::pop).collect());
+        }
+        let outputs = seen;
         let mut variation = 0.0;
         for o in 0..outputs.first().map_or(0, Vec::len) {
             let all = || outputs.iter().map(|y| y[o].mapv(f64::from));
@@ -57,7 +76,7 @@ impl Calibration {
             variation += all().map(|y| (y - &mean).mapv(|d| d * d).sum()).sum::<f64>();
         }
         let items = progress.items("planning", probes);
-        Ok(Watch { model, convs, sights, inputs: &self.inputs, feeds, outputs, variation, items })
+        Ok(Watch { model, convs, sights, graph, inputs: &self.inputs, feeds, known, outputs, variation, items })
     }
 }
 
@@ -71,9 +90,13 @@ impl Watch<'_> {
         let replaced = members.iter().zip(kernels).map(|(&m, kernel)| {
             (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m].moment))
         });
-        let changed =
-            Runner::load(&with_kernels(self.model, replaced, &mut |_, _| Vec::new())?, self.inputs, "the model")?
-                .run_all(&self.feeds)?;
+        let changed = with_kernels(self.model, replaced, &mut |_, _| Vec::new())?;
+        let roots = members.iter().flat_map(|&m| &self.graph.nodes()[self.convs[m].node].output);
+        let stale = self.graph.descendants(roots.map(String::as_str));
+        let values: Vec<&str> = self.graph.proto().output.iter().map(|o| o.name()).collect();
+        let probe = Probe::new(&changed, &values, self.inputs, &self.known, &stale)?;
+        let runs = self.feeds.par_iter().enumerate().with_max_len(1);
+        let changed = runs.map(|(image, feed)| probe.run(image, feed, &self.known)).collect::<Result<Vec<_>>>()?;
         self.items.done(members.first().map_or("", |&m| &self.convs[m].name));
         let pairs = self.outputs.iter().flatten().zip(changed.iter().flatten());
         let squares = |(a, b): (&ArrayD<f32>, &ArrayD<f32>)| -> f64 {

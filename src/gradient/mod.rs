@@ -7,7 +7,7 @@ mod rule;
 mod vjp;
 mod window;
 
-use crate::onnx::{Graph, captures, is_standard};
+use crate::onnx::{Graph, captures};
 use ndarray::ArrayD;
 use rule::{Constants, Rule};
 use std::collections::{HashMap, HashSet};
@@ -75,9 +75,9 @@ impl<'g> Backward<'g> {
         let constants = Constants::new(graph);
         let known = |name: &str| names(graph).find(|n| *n == name);
         let sources: HashSet<&'g str> = wanted.iter().filter_map(|w| known(w)).collect();
-        let (blocked, reaching) = blocked(graph, &constants, &descendants(graph, sources.iter().copied()));
+        let (blocked, reaching) = blocked(graph, &constants, &graph.descendants(sources.iter().copied()));
         let open = sources.iter().copied().filter(|w| !blocked.contains(w));
-        let descended = descendants(graph, open);
+        let descended = graph.descendants(open);
         let mut steps = Vec::new();
         for &index in graph.order() {
             let node = &graph.nodes()[index];
@@ -185,20 +185,6 @@ fn names<'g>(graph: &'g Graph<'g>) -> impl Iterator<Item = &'g str> {
 /// Input positions at which a node reads one of some values.
 fn positions(inputs: &[String], values: &HashSet<&str>) -> Vec<usize> {
     (0..inputs.len()).filter(|&i| values.contains(inputs[i].as_str())).collect()
-}
-
-/// The sources and everything that is computed from them, but for what follows from their shapes alone.
-fn descendants<'g>(graph: &'g Graph<'g>, sources: impl Iterator<Item = &'g str>) -> HashSet<&'g str> {
-    let mut found: HashSet<&str> = sources.collect();
-    for &index in graph.order() {
-        let node = &graph.nodes()[index];
-        let shape_only = is_standard(node) && matches!(node.op_type(), "Shape" | "Size");
-        let reads = node.input.iter().map(String::as_str).chain(captures(node)).any(|i| found.contains(i));
-        if reads && !shape_only {
-            found.extend(node.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
-        }
-    }
-    found
 }
 
 /// The flowing values from which some way to an output passes a node without a rule, and all from which there is a way.

@@ -178,6 +178,21 @@ impl<'m> Graph<'m> {
         }
     }
 
+    /// The sources and everything that is computed from them, but for what follows from their shapes alone.
+    #[cfg(feature = "verify")]
+    pub(crate) fn descendants<'s>(&'s self, sources: impl Iterator<Item = &'s str>) -> HashSet<&'s str> {
+        let mut found: HashSet<&str> = sources.collect();
+        for &index in &self.order {
+            let node = &self.proto.node[index];
+            let shape_only = is_standard(node) && matches!(node.op_type(), "Shape" | "Size");
+            let reads = node.input.iter().map(String::as_str).chain(captures(node)).any(|i| found.contains(i));
+            if reads && !shape_only {
+                found.extend(node.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
+            }
+        }
+        found
+    }
+
     pub(crate) fn is_overridable(&self, name: &str) -> bool {
         self.overridable.contains(name)
     }

@@ -12,6 +12,8 @@ mod model;
 mod normalisation;
 pub(crate) mod proto;
 mod shapes;
+#[cfg(feature = "verify")]
+mod stretch;
 mod tensor;
 
 pub(crate) use batch_norm::BatchNorm;

@@ -131,17 +131,6 @@ impl Model {
         self.proto.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value())
     }
 
-    /// The same graph with other values as its outputs, to look at what flows through it.
-    #[cfg(feature = "verify")]
-    pub(crate) fn with_outputs(&self, values: &[&str]) -> Self {
-        let mut proto = self.proto.clone();
-        if let Some(graph) = &mut proto.graph {
-            let named = |v: &&str| ValueInfoProto { name: Some((*v).to_owned()), ..ValueInfoProto::default() };
-            graph.output = values.iter().map(named).collect();
-        }
-        Self::from_proto(proto)
-    }
-
     pub(crate) fn proto(&self) -> &ModelProto {
         &self.proto
     }

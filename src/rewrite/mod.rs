@@ -62,16 +62,22 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
     assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
 }
 
-/// The model that given factors and amends make.
+/// The model that given factors and amends make, and how far the factors are from the kernels.
 pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
     let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
     let errors = errors.collect();
+    let model = rewritten(model, plan, &factors, &amends)?;
+    Ok(Compiled { model, factors, errors, amends })
+}
+
+/// The model that given factors and amends make.
+pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends: &Amends) -> Result<Model> {
     let mut proto = model.proto().clone();
     let ir_version = proto.ir_version();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
     let mut patches: HashMap<usize, Patch> = HashMap::new();
-    for (index, (group, factors)) in plan.groups.iter().zip(&factors).enumerate() {
+    for (index, (group, factors)) in plan.groups.iter().zip(factors).enumerate() {
         let shared = shared_names(group, index, factors, &mut namer);
         for (at, &member) in group.members.iter().enumerate() {
             let conv = &plan.convs[member];
@@ -92,11 +98,11 @@ pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends
         }
     }
     let before = graph.clone();
-    let added = amend(graph, plan, &amends, &mut namer);
+    let added = amend(graph, plan, amends, &mut namer);
     install(graph, plan, patches, added, ir_version);
     drop_unread(graph, &before);
     describe(&mut proto, plan);
-    Ok(Compiled { model: Model::from_proto(proto), factors, errors, amends })
+    Ok(Model::from_proto(proto))
 }
 
 /// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the

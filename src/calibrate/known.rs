@@ -1,0 +1,147 @@
+//! Values of a model on images, kept so that only what comes after them has to run.
+
+use crate::error::{Error, Result};
+use crate::onnx::Model;
+use crate::runtime::{Feed, Input, Runner};
+use ndarray::ArrayD;
+use std::collections::{BTreeMap, HashSet};
+
+/// Bytes of values that are kept at most.
+const MOST_BYTES: usize = 1 << 30;
+
+/// Values that are known, by name and image.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    values: BTreeMap<String, Vec<ArrayD<f32>>>,
+    bytes: usize,
+}
+
+impl Known {
+    /// Keeps a value of all images, unless that takes too much memory: then it is computed again.
+    pub(super) fn keep(&mut self, name: &str, images: Vec<ArrayD<f32>>) {
+        let bytes = size(&images);
+        if self.bytes + bytes <= MOST_BYTES && !images.is_empty() {
+            self.forget(|known| known == name);
+            self.bytes += bytes;
+            self.values.insert(name.to_owned(), images);
+        }
+    }
+
+    /// Drops values by name.
+    pub(super) fn forget(&mut self, which: impl Fn(&str) -> bool) {
+        self.values.retain(|name, _| !which(name));
+        self.bytes = self.values.values().map(|images| size(images)).sum();
+    }
+
+    /// Drops what a model does not need for the `wanted` values.
+    pub(super) fn keep_needed(&mut self, model: &Model, wanted: &[&str]) -> Result<()> {
+        let stretch = model.stretch(&|name| self.dims(name), wanted)?;
+        let needed: HashSet<String> = stretch.inputs().into_iter().map(|i| i.0).collect();
+        self.forget(|name| !needed.contains(name));
+        Ok(())
+    }
+
+    fn dims(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.values.get(name)?.first()?.shape().to_vec())
+    }
+}
+
+fn size(images: &[ArrayD<f32>]) -> usize {
+    images.iter().map(|image| size_of::<f32>() * image.len()).sum()
+}
+
+/// The way of a model from its inputs, or from what is known, to some of its values.
+pub(super) struct Probe {
+    /// None where nothing has to be computed.
+    runner: Option<Runner>,
+    feeds: Vec<Source>,
+    places: Vec<Source>,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone)]
+enum Source {
+    /// From the images: an input of the model, by position.
+    Image(usize),
+    /// From what is known.
+    Known(String),
+    /// From the runner's outputs.
+    Computed(usize),
+}
+
+impl Probe {
+    /// The way to `values`, from everything `known` that is not among the `stale`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if tract cannot run the model.
+    pub(super) fn new(
+        model: &Model,
+        values: &[&str],
+        inputs: &[Input],
+        known: &Known,
+        stale: &HashSet<&str>,
+    ) -> Result<Self> {
+        let dims = |name: &str| if stale.contains(name) { None } else { known.dims(name) };
+        let source = |name: &str| match (inputs.iter().position(|i| i.name == name), dims(name)) {
+            (Some(at), _) => Some(Source::Image(at)),
+            (None, known) => known.map(|_| Source::Known(name.to_owned())),
+        };
+        let mut computed: Vec<&str> = Vec::new();
+        let mut places = Vec::new();
+        for value in values {
+            places.push(source(value).unwrap_or_else(|| {
+                let at = computed.iter().position(|c| c == value).unwrap_or_else(|| {
+                    computed.push(*value);
+                    computed.len() - 1
+                });
+                Source::Computed(at)
+            }));
+        }
+        if computed.is_empty() {
+            return Ok(Self { runner: None, feeds: Vec::new(), places });
+        }
+        let stretch = model.stretch(&dims, &computed)?;
+        let (mut feeds, mut read) = (Vec::new(), Vec::new());
+        for (name, ..) in stretch.inputs() {
+            let missing =
+                || Error::Unavailable { what: "the model".into(), reason: format!("input '{name}' is unknown") };
+            let source = source(&name).ok_or_else(missing)?;
+            read.push(match &source {
+                Source::Image(at) => inputs[*at].clone(),
+                _ => Input::floats(name.clone(), dims(&name).unwrap_or_default()),
+            });
+            feeds.push(source);
+        }
+        Ok(Self { runner: Some(Runner::load(&stretch, &read, "the model")?), feeds, places })
+    }
+
+    /// Whether it reads the images themselves.
+    pub(super) fn reads_images(&self) -> bool {
+        self.feeds.iter().chain(&self.places).any(|s| matches!(s, Source::Image(_)))
+    }
+
+    /// The values for one image; `feed` may be empty if the images are not read.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] with tract's reason.
+    pub(super) fn run(&self, image: usize, feed: &Feed, known: &Known) -> Result<Vec<ArrayD<f32>>> {
+        let given = |source: &Source| match source {
+            Source::Image(at) => feed.get(*at),
+            Source::Known(name) => known.values.get(name).and_then(|images| images.get(image)),
+            Source::Computed(_) => None,
+        };
+        let missing = || Error::Unavailable { what: "the model".into(), reason: format!("image {image} is not known") };
+        let outputs = match &self.runner {
+            Some(runner) => {
+                let feed = self.feeds.iter().map(given).collect::<Option<Vec<_>>>();
+                runner.run(&feed.ok_or_else(missing)?)?
+            }
+            None => Vec::new(),
+        };
+        let value = |source: &Source| match source {
+            Source::Computed(at) => outputs.get(*at).cloned(),
+            source => given(source).cloned(),
+        };
+        self.places.iter().map(value).collect::<Option<Vec<_>>>().ok_or_else(missing)
+    }
+}
