@@ -2,8 +2,8 @@
 
 use clap::{Parser, ValueEnum};
 use onnx_jmd::{
-    Error, Gates, GroupBy, GroupOptions, Images, InputShape, Layout, Options, PlanOptions, Preprocessing, Preset,
-    RankPolicy, Result, Scheme, SchemeChoice, Unfolding, VerifyOptions,
+    CalibrationInputs, Error, Gates, GroupBy, GroupOptions, Images, InputShape, Layout, Options, PlanOptions,
+    Preprocessing, Preset, RankPolicy, Result, Scheme, SchemeChoice, Unfolding, VerifyOptions,
 };
 use regex::Regex;
 use std::ffi::OsString;
@@ -11,15 +11,15 @@ use std::path::PathBuf;
 
 /// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
 ///
-/// Convolutions that play the same role in repeated blocks are decomposed together, W_i ≈ A·B_i or A_i·B, and each is
-/// rewritten into a kh×1 and a 1×kw convolution, one of them stored once for all. The ranks are chosen so that the file has
-/// RATIO times fewer floating-point parameters. The result is run with tract: against the original with its kernels
-/// replaced by what the factors multiply out to (must agree to rounding, or nothing is written), and against the
-/// original itself (reported).
+/// Each convolution is rewritten into two smaller ones, alone or together with those that play the same role in repeated
+/// blocks: W_i ≈ A·B_i or A_i·B, a factor that several share stored once. The ranks are chosen so that the file has RATIO
+/// times fewer floating-point parameters. The result is run with tract: against the original with its kernels replaced by
+/// what the factors multiply out to (must agree to rounding, or nothing is written), and against the original itself
+/// (reported).
 ///
-/// Nothing is trained here. Plain weight decomposition loses accuracy quickly beyond a ratio of about 1.5; with images to
-/// calibrate on (--calib, no labels needed) it lasts longer. See what each ratio costs with --images
-/// and --labels before you rely on it.
+/// No labels and no training: factors are fitted to what each convolution sees of some pictures. The tool draws its own;
+/// pictures like those that the model is for (--calib) keep more. See what each ratio costs with --images and --labels
+/// before you rely on it.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER, max_term_width = 100)]
 pub struct Cli {
@@ -86,7 +86,7 @@ pub struct Cli {
     #[arg(long, help_heading = "Which convolutions")]
     keep_bn: bool,
 
-    /// Allow ranks at which a convolution takes more multiply-accumulates than before
+    /// Allow more multiply-accumulates than the input has (with --rank-rate: than each convolution has)
     #[arg(long, help_heading = "Which convolutions")]
     allow_more_macs: bool,
 
@@ -102,6 +102,10 @@ pub struct Cli {
     /// Calibrate on N of them: the first, or of a folder of pictures N spread evenly
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Calibration")]
     calib_samples: u32,
+
+    /// Do not take the mirror image of each sample as well: for models that tell left from right, as of text or digits
+    #[arg(long, help_heading = "Calibration")]
+    no_mirror: bool,
 
     /// Do not refit layer by layer
     #[arg(long, help_heading = "Calibration")]
@@ -179,6 +183,7 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
+  auto       whichever of these, and of three unfoldings, promises least error
   separate   W_i ≈ A_i·B_i           each kernel by itself (spatial SVD)
   ljsvd      W_i ≈ A·B_i             first factor shared (LJSVD)
   rjsvd-1    W_i ≈ A_i·B             last factor shared, the stage's first block included (RJSVD-1)
@@ -188,13 +193,14 @@ Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
 Exit codes:
   0  written and verified (or as asked: planned, or written without proof)
   1  a decomposition did not converge, or an internal error
-  2  the arguments, images or labels do not fit the model or each other
+  2  the arguments, images or labels do not fit the model or each other;
+     too few calibration samples
   3  the input cannot be read as a sound ONNX model
   4  nothing to compress; the output is the input, byte for byte
   5  the ratio is out of reach; the message names the largest
   6  the rewritten model was wrong; nothing was written
   7  tract cannot run the model; nothing was written
-  8  short of --min-snr or --min-agreement; nothing was written
+  8  short of --min-snr, --min-agreement or --max-drop; nothing was written
   9  the output cannot be written
 
 Examples:
@@ -365,11 +371,11 @@ impl Cli {
             Some(path) => Some(Images::open(path, self.labels.as_deref(), &preprocessing)?),
             None => None,
         };
-        let samples = self.calib_samples as usize;
+        let most = self.calib_samples as usize;
         let unasked = if self.no_verify { CalibrationSource::None } else { CalibrationSource::Drawn };
         let calibration = match self.calib.unwrap_or(unasked) {
             CalibrationSource::None => None,
-            CalibrationSource::Drawn => Some(Images::drawn(self.seed, samples, &preprocessing)?),
+            CalibrationSource::Drawn => Some(Images::drawn(self.seed, most, &preprocessing)?),
             CalibrationSource::Path(path) => Some(Images::open(&path, None, &preprocessing)?),
         };
         let options = Options {
@@ -392,7 +398,7 @@ impl Cli {
             },
             verify: (!self.no_verify).then_some(verify),
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
-            calibration: calibration.map(|images| (images, samples)),
+            calibration: calibration.map(|images| CalibrationInputs { images, most, mirror: !self.no_mirror }),
             repair: !self.no_repair,
             max_drop: self.max_drop,
             images,

@@ -1,6 +1,6 @@
 //! The conductor: one line a stage.
 
-use crate::calibrate::{Calibration, HeldOut};
+use crate::calibrate::{Calibration, CalibrationInputs, HeldOut};
 use crate::error::{Error, Result};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::images::Images;
@@ -10,6 +10,7 @@ use crate::progress::Progress;
 use crate::report::{AgreementRow, CalibrationRow, Report};
 use crate::rewrite::{Compiled, apply};
 use crate::runtime::{inputs as fixed, shapes as named};
+use crate::search::{Built, largest_ratio};
 use crate::verify::{VerifyOptions, score, verify};
 use ndarray::Array4;
 
@@ -24,8 +25,8 @@ pub struct Options {
     pub verify: Option<VerifyOptions>,
     /// Bounds on the approximation, below which the result is refused.
     pub gates: Gates,
-    /// Images to calibrate on, and how many of them at most; none decomposes the plain weights.
-    pub calibration: Option<(Images, usize)>,
+    /// What to calibrate on; none decomposes the plain weights.
+    pub calibration: Option<CalibrationInputs>,
     /// Refit layer by layer after a calibrated decomposition.
     pub repair: bool,
     /// Instead of a ratio: the largest at which what is kept on held-out calibration samples falls by at most this share. Equal
@@ -154,7 +155,7 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
     };
     // Refusals that need no calibration come before it.
     Plan::precheck(model, grouping, &asked, options.calibration.is_some())?;
-    let Some((images, most)) = &options.calibration else {
+    let Some(calibrate_on) = &options.calibration else {
         progress.stage("planning", "planning by the plain weights");
         let plan = Prospects::new(model, grouping, &asked, None)?.plan(asked.policy)?;
         let compiled = if options.dry_run {
@@ -165,13 +166,17 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         };
         return Ok(Made { plan, compiled, calibration: None, curve: Vec::new() });
     };
-    let mut calibration = Calibration::new(model, images, *most, &options.groups.input_shapes)?;
+    let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
     let held_out = match options.max_drop {
         Some(_) => Some(HeldOut::new(model, &mut calibration)?),
         None => None,
     };
-    let row = CalibrationRow { samples: calibration.len(), source: images.what() };
+    let row = CalibrationRow {
+        samples: calibration.samples(),
+        source: calibrate_on.images.what(),
+        mirrored: calibration.is_mirrored(),
+    };
     progress.stage("observing", &format!("observing what each convolution sees of {}", row.source));
     let observed = calibration.observe(model, &grouping.convs, progress)?;
     progress.stage("planning", "planning: how much each group moves the network's output");
@@ -197,60 +202,6 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         _ => (Vec::new(), build(asked.policy)?),
     };
     Ok(Made { plan, compiled: compiled.filter(|_| !options.dry_run), calibration: Some(row), curve })
-}
-
-/// A plan and, unless it is a dry run, the model.
-type Built = (Plan, Option<Compiled>);
-/// What is made at a ratio.
-type Build<'b> = dyn Fn(RankPolicy) -> Result<Built> + 'b;
-
-/// Ratios this close are taken for equal.
-const RATIO_STEP: f64 = 1.05;
-/// Ratios tried at most.
-const RATIOS_TRIED: usize = 10;
-
-/// The largest ratio, to within a few percent, at which what is kept on held-out samples stays within a bound: up by half as much
-/// again while it does, then by halves between.
-fn largest_ratio(
-    drop: f64,
-    held_out: &HeldOut,
-    largest: f64,
-    build: &Build<'_>,
-    progress: &Progress<'_>,
-) -> Result<(Vec<AgreementRow>, Built)> {
-    let mut curve: Vec<AgreementRow> = Vec::new();
-    let mut best = None;
-    let (mut low, mut high) = (1.0f64, f64::INFINITY);
-    // What is advised as reachable must itself be reachable.
-    let mut next = LEAST_RATIO.max(1.5).min(largest);
-    while curve.len() < RATIOS_TRIED && next > 1.0 {
-        let (plan, compiled) = match build(RankPolicy::Ratio(next)) {
-            Err(Error::NothingToCompress(_)) => break,
-            other => other?,
-        };
-        let kept = compiled.as_ref().map_or(Ok(1.0), |c| held_out.kept(&c.model))?;
-        progress.say(&format!("ratio {next:.2} keeps {:.2} %", 100.0 * kept));
-        curve.push(AgreementRow { ratio: next, kept });
-        if kept >= 1.0 - drop {
-            low = next;
-            best = Some((plan, compiled));
-        } else {
-            high = next;
-        }
-        let up = (low * 1.5).min(largest);
-        next = if high.is_finite() { (low * high).sqrt() } else { up };
-        if (high.is_finite() && high / low < RATIO_STEP) || (!high.is_finite() && up <= low * 1.001) {
-            break;
-        }
-    }
-    curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
-    let tried = || curve.first().map_or(String::new(), |r| format!("{:.2} % at ratio {:.2}", 100.0 * r.kept, r.ratio));
-    let best = best.ok_or_else(|| Error::Gate {
-        measure: "what is kept on held-out samples",
-        found: tried(),
-        asked: format!("{:.2} %", 100.0 * (1.0 - drop)),
-    })?;
-    Ok((curve, best))
 }
 
 impl Options {

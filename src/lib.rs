@@ -64,8 +64,12 @@ mod images;
 #[cfg(feature = "verify")]
 mod runtime;
 #[cfg(feature = "verify")]
+mod search;
+#[cfg(feature = "verify")]
 mod verify;
 
+#[cfg(feature = "verify")]
+pub use calibrate::CalibrationInputs;
 #[cfg(feature = "verify")]
 pub use compile::{Compilation, Gates, Options, compile};
 pub use error::{Error, Result};

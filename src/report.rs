@@ -40,6 +40,8 @@ pub struct Report {
     pub totals: Totals,
     /// Convolutions left alone.
     pub left_alone: Vec<LeftRow>,
+    /// What was not decomposed and yet given other parameters: convolutions their bias, fully connected layers at the outputs all.
+    pub refitted: Vec<String>,
     /// Rewrite and approximation errors.
     pub verification: Option<Verification>,
     /// Top-1 on the user's images.
@@ -59,6 +61,8 @@ pub struct CalibrationRow {
     pub samples: usize,
     /// Where they come from.
     pub source: String,
+    /// Whether the mirror image of each was taken too.
+    pub mirrored: bool,
 }
 
 /// What one ratio keeps on samples that it was not calibrated on.
@@ -259,6 +263,7 @@ impl Report {
                 file_bytes: compiled.map(|c| Change::new(model.file_bytes(), c.model.file_bytes())),
             },
             left_alone: skipped.chain(kept).collect(),
+            refitted: compiled.map_or(Vec::new(), |c| c.refitted(plan)),
             verification: None,
             score: None,
             notes: Vec::new(),
@@ -424,7 +429,8 @@ impl fmt::Display for Report {
         }
         if let Some(calibration) = &self.calibration {
             let (samples, source) = (calibration.samples, &calibration.source);
-            writeln!(f, "Calibrated on {samples} samples: {source}")?;
+            let mirrored = if calibration.mirrored { ", and the mirror image of each" } else { "" };
+            writeln!(f, "Calibrated on {samples} samples: {source}{mirrored}")?;
             writeln!(f, "  errors above are those of the kernels, not of what the layers see\n")?;
         }
         if !self.agreement_curve.is_empty() {
@@ -448,6 +454,11 @@ impl fmt::Display for Report {
                 writeln!(f, "  {reason}:")?;
                 wrapped(&names).iter().try_for_each(|line| writeln!(f, "    {line}"))?;
             }
+        }
+        if !self.refitted.is_empty() {
+            writeln!(f, "\nNot decomposed, refitted (convolutions: the bias)")?;
+            let names: Vec<&str> = self.refitted.iter().map(String::as_str).collect();
+            wrapped(&names).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
         if let Some(verification) = &self.verification {
             let v = verification;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "error",
     "progress",
     "factor",
@@ -18,6 +18,7 @@ const ORDER: [&str; 15] = [
     "gradient",
     "calibrate",
     "verify",
+    "search",
     "compile",
 ];
 

@@ -24,14 +24,16 @@ impl HeldOut {
     /// # Errors
     /// [`Error::Options`] if there are too few, [`Error::Unavailable`] if tract cannot run the model.
     pub(crate) fn new(model: &Model, calibration: &mut Calibration) -> Result<Self> {
-        let all = calibration.count;
+        let all = calibration.samples();
         let held = all / ONE_IN;
         if held < LEAST {
             let least = LEAST * ONE_IN;
             return Err(Error::Options(format!("--max-drop needs {least} calibration samples or more, not {all}")));
         }
-        calibration.count = all - held;
-        let feeds = calibration.samples.feeds(calibration.count..all)?;
+        // Of those held out their mirror images are not looked at.
+        let each = calibration.images_each;
+        calibration.count = each * (all - held);
+        let feeds = calibration.samples.feeds((all - held..all).map(|i| each * i))?;
         let inputs = calibration.inputs.clone();
         let outputs = Runner::load(model, &inputs, "the model")?.run_all(&feeds)?;
         Ok(Self { feeds, inputs, outputs })

@@ -7,7 +7,7 @@ use ndarray::ArrayD;
 use std::collections::{BTreeMap, HashSet};
 
 /// Bytes of values that are kept at most.
-const MOST_BYTES: usize = 1 << 30;
+const MOST_BYTES: usize = 512 << 20;
 
 /// Values that are known, by name and image.
 #[derive(Debug, Default)]

@@ -33,10 +33,24 @@ const LEAST_ROWS: usize = 32_000;
 /// Rows of one convolution at most, which bounds what its targets and, while it is refitted, its inputs take in memory.
 const MOST_ROWS: usize = 40_000;
 
+/// What to calibrate on.
+#[derive(Debug, Clone)]
+pub struct CalibrationInputs {
+    /// The images.
+    pub images: Images,
+    /// How many of them at most.
+    pub most: usize,
+    /// Take the mirror image of each as well, where the model reads one picture.
+    pub mirror: bool,
+}
+
 /// Images to calibrate on.
 pub(crate) struct Calibration {
     samples: Samples,
+    /// Images, mirror images among them.
     count: usize,
+    /// Images made of a sample: itself, and its mirror image if that is wanted.
+    images_each: usize,
     inputs: Vec<Input>,
 }
 
@@ -52,14 +66,15 @@ pub(crate) struct Observations {
 }
 
 impl Calibration {
-    /// At most `most` of the images, for a model's inputs.
+    /// The images for a model's inputs.
     ///
     /// # Errors
     /// [`Error::Images`] or [`Error::Options`] if they do not fit the model.
-    pub(crate) fn new(model: &Model, images: &Images, most: usize, given: &[InputShape]) -> Result<Self> {
+    pub(crate) fn new(model: &Model, on: &CalibrationInputs, given: &[InputShape]) -> Result<Self> {
         let inputs = inputs(model, given)?;
-        let samples = images.fit(model, &shapes(&inputs), Some(most))?;
-        Ok(Self { count: samples.len(), samples, inputs })
+        let mut samples = on.images.fit(model, &shapes(&inputs), Some(on.most))?;
+        let images_each = if on.mirror && samples.mirror() { 2 } else { 1 };
+        Ok(Self { count: samples.len(), samples, images_each, inputs })
     }
 
     /// The line that says which preprocessing was assumed, if none was asked for.
@@ -67,9 +82,14 @@ impl Calibration {
         self.samples.assumed()
     }
 
-    /// How many images.
-    pub(crate) fn len(&self) -> usize {
-        self.count
+    /// How many samples, mirror images not counted.
+    pub(crate) fn samples(&self) -> usize {
+        self.count / self.images_each
+    }
+
+    /// Whether the mirror image of each sample is looked at too.
+    pub(crate) fn is_mirrored(&self) -> bool {
+        self.images_each > 1
     }
 
     /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
@@ -152,13 +172,14 @@ impl Calibration {
 
     /// Refuses samples that leave most of what some convolution's moment must tell open; with each the pixels of its output.
     fn check_enough<'v>(&self, convs: impl Iterator<Item = (&'v Conv, usize)>) -> Result<()> {
-        let needed =
-            |(conv, pixels): (&'v Conv, usize)| (columns(conv).div_ceil(COLUMNS_PER_ROW).div_ceil(pixels.max(1)), conv);
-        let most = convs.map(needed).max_by_key(|n| n.0).filter(|n| n.0 > self.count);
+        let needed = |(conv, pixels): (&'v Conv, usize)| {
+            (columns(conv).div_ceil(COLUMNS_PER_ROW).div_ceil(self.images_each * pixels.max(1)), conv)
+        };
+        let most = convs.map(needed).max_by_key(|n| n.0).filter(|n| n.0 > self.samples());
         most.map_or(Ok(()), |(needed, conv)| {
             Err(Error::Options(format!(
                 "{} calibration samples are too few: convolution '{}' reads {} values at a time and needs {needed} samples or more (--calib-samples)",
-                self.count,
+                self.samples(),
                 conv.name,
                 columns(conv),
             )))

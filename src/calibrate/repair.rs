@@ -19,7 +19,7 @@ use crate::onnx::{Conv, Dense, Graph, Model, attributes, is_standard, read_float
 use crate::plan::{Judged, Plan};
 use crate::progress::Progress;
 use crate::rewrite::{Amends, Compiled, assemble, rewritten};
-use ndarray::{Array1, Array2, Array4, ArrayD};
+use ndarray::{Array1, Array2, Array4, ArrayD, Axis, s};
 use rayon::prelude::*;
 
 /// Turns between the factors of a convolution when it is refitted.
@@ -239,21 +239,32 @@ impl Repair<'_> {
     fn data(&mut self, index: usize) -> Result<Data> {
         let (conv, calibration) = (&self.plan.convs[index], self.calibration);
         let values = self.observed.read(index, conv);
-        let (mut rows, mut added) = (Vec::new(), Vec::new());
+        // As many as there are targets, image after image.
+        let targets = &self.observed.targets[index];
+        let mut rows = Array2::zeros((targets.nrows(), columns(conv)));
+        let mut added = Vec::new();
+        let mut filled = 0;
         let mut seen: Vec<Vec<ArrayD<f32>>> = vec![Vec::new(); values.len()];
         calibration.run(&self.small, &values, &self.known, &mut |from, portion| {
-            let each = portion.par_iter().enumerate().with_max_len(1).map(|(at, image)| {
+            let pixels = portion.iter().enumerate().map(|(at, image)| {
                 let input = plane(&image[0], &conv.input)?;
                 let [out_h, out_w] = geometry(conv)?.output([input.dim().1, input.dim().2]);
-                let pixels = calibration.pixels(conv, out_h * out_w, from + at);
-                let rows = geometry(conv)?.rows(input, &pixels);
-                let added = values.get(1).map(|value| Ok(at_pixels(plane(&image[1], value)?, &pixels))).transpose()?;
-                Ok((rows, added))
+                Ok(calibration.pixels(conv, out_h * out_w, from + at))
             });
-            for (r, a) in each.collect::<Result<Vec<_>>>()? {
-                rows.push(r);
-                added.extend(a);
+            let pixels = pixels.collect::<Result<Vec<Vec<usize>>>>()?;
+            let mut places = Vec::new();
+            let mut free = rows.slice_mut(s![filled.., ..]);
+            for pixels in &pixels {
+                filled += pixels.len();
+                let (place, rest) = free.split_at(Axis(0), pixels.len());
+                places.push(place);
+                free = rest;
             }
+            let each = portion.par_iter().zip(&pixels).zip(places).with_max_len(1).map(|((image, pixels), place)| {
+                geometry(conv)?.write_rows(plane(&image[0], &conv.input)?, pixels, place);
+                values.get(1).map(|value| Ok(at_pixels(plane(&image[1], value)?, pixels))).transpose()
+            });
+            added.extend(each.collect::<Result<Vec<_>>>()?.into_iter().flatten());
             for image in portion {
                 seen.iter_mut().zip(image).for_each(|(all, value)| all.push(value));
             }
@@ -262,9 +273,8 @@ impl Repair<'_> {
         for (value, images) in values.iter().zip(seen) {
             self.known.keep(value, images);
         }
-        let rows = joined(&rows);
         let mut data = Data {
-            targets: self.observed.targets[index].clone(),
+            targets: targets.clone(),
             added: values.get(1).map(|_| joined(&added)),
             moment: Moment::new(columns(conv), conv.shape[0]),
             rows,

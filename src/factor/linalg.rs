@@ -1,10 +1,11 @@
 //! Eigendecompositions and orthonormal bases in f64: the only user of faer.
 //!
-//! Everything runs on the calling thread, so that results never depend on the number of threads.
+//! What runs on several threads is cut into the same parts whatever their number, so that results never depend on it.
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
 use faer::{Accum, Mat, MatRef, Par, Side as Half};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
 
 /// A basis of the leading left singular vectors of stacked matrices and their whole spectrum.
 #[derive(Debug, Clone)]
@@ -38,7 +39,7 @@ pub(super) fn leading_basis(
         return Ok(Basis { vectors: with_fixed_signs(vectors), spectrum });
     }
     let blocks: Vec<Array2<f64>> = (0..sizes.len()).map(block).collect();
-    let stacked = ndarray::concatenate(ndarray::Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>());
+    let stacked = ndarray::concatenate(Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>());
     let stacked = stacked.map_err(|e| e.to_string())?;
     let mut gram = Mat::zeros(columns, columns);
     add_gram(&mut gram, stacked.t());
@@ -111,23 +112,49 @@ impl Positive {
     }
 }
 
-/// `sum += xᵀ·x`, lower half, the product in f32.
+/// Rows whose product is summed in f32, and that a thread takes at a time.
+const ROWS_AT_ONCE: usize = 8192;
+
+/// `sum += xᵀ·x`, lower half, products in f32.
 pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
     let columns = x.ncols();
-    let x = Mat::from_fn(x.nrows(), columns, |i, j| x[[i, j]]);
-    let mut gram = Mat::<f32>::zeros(columns, columns);
-    triangular_matmul(
-        gram.as_mut(),
-        BlockStructure::TriangularLower,
-        Accum::Replace,
-        x.transpose(),
-        BlockStructure::Rectangular,
-        &x,
-        BlockStructure::Rectangular,
-        1.0,
-        Par::Seq,
-    );
-    sum.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|((i, j), s)| *s += f64::from(gram[(i, j)]));
+    let gram = |part: ArrayView2<'_, f32>| {
+        let mut gram = Mat::<f32>::zeros(columns, columns);
+        let copy;
+        let part = match part.to_slice() {
+            Some(rows_first) => MatRef::from_row_major_slice(rows_first, part.nrows(), columns),
+            None => {
+                copy = Mat::from_fn(part.nrows(), columns, |i, j| part[[i, j]]);
+                copy.as_ref()
+            }
+        };
+        triangular_matmul(
+            gram.as_mut(),
+            BlockStructure::TriangularLower,
+            Accum::Replace,
+            part.transpose(),
+            BlockStructure::Rectangular,
+            part,
+            BlockStructure::Rectangular,
+            1.0,
+            Par::Seq,
+        );
+        gram
+    };
+    // The same parts and the same order whatever the threads.
+    let parts: Vec<_> = x.axis_chunks_iter(Axis(0), ROWS_AT_ONCE).collect();
+    for gram in parts.into_par_iter().with_max_len(1).map(gram).collect::<Vec<_>>() {
+        sum.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|((i, j), s)| *s += f64::from(gram[(i, j)]));
+    }
+}
+
+/// `sum += xᵀ·y`, products in f32.
+pub(super) fn add_product_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
+    let parts = x.axis_chunks_iter(Axis(0), ROWS_AT_ONCE).zip(y.axis_chunks_iter(Axis(0), ROWS_AT_ONCE));
+    let parts: Vec<_> = parts.collect();
+    for product in parts.into_par_iter().with_max_len(1).map(|(x, y)| x.t().dot(&y)).collect::<Vec<_>>() {
+        sum.zip_mut_with(&product, |s, &p| *s += f64::from(p));
+    }
 }
 
 /// `gram += m·mᵀ`, lower half.
@@ -189,7 +216,6 @@ fn matrix(array: ArrayView2<'_, f64>) -> Mat<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ndarray::Axis;
 
     fn example(rows: usize, columns: usize) -> Array2<f64> {
         Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 31 + j * 17 + i * j) % 23) as f64 / 7.0 - 1.5)

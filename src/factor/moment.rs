@@ -1,8 +1,8 @@
 //! What a convolution sees: first and second moments of the rows of its input's im2col matrix, and of those rows with
 //! what the output should be.
 
-use super::linalg::add_gram_f32;
-use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, Axis, s};
+use super::linalg::{add_gram_f32, add_product_f32};
+use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 
 /// Kernel size, strides, dilations and pads of a convolution: all that turns an input into rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,10 +22,17 @@ impl Geometry {
     /// row-major order, columns ordered `(kh, kw, in)`.
     #[must_use]
     pub fn rows(&self, input: ArrayView3<'_, f32>, pixels: &[usize]) -> Array2<f32> {
+        let [kh, kw] = self.kernel;
+        let mut rows = Array2::zeros((pixels.len(), kh * kw * input.dim().0));
+        self.write_rows(input, pixels, rows.view_mut());
+        rows
+    }
+
+    /// Puts [`Geometry::rows`] where there are zeros.
+    pub fn write_rows(&self, input: ArrayView3<'_, f32>, pixels: &[usize], mut rows: ArrayViewMut2<'_, f32>) {
         let (channels, height, width) = input.dim();
         let [kh, kw] = self.kernel;
         let [_, out_w] = self.output([height, width]);
-        let mut rows = Array2::zeros((pixels.len(), kh * kw * channels));
         let source = |out: usize, k: usize, axis: usize, size: usize| {
             (out * self.strides[axis] + k * self.dilations[axis]).checked_sub(self.pads[axis]).filter(|&at| at < size)
         };
@@ -38,7 +45,6 @@ impl Geometry {
                 }
             }
         }
-        rows
     }
 
     /// Height and width of the output for an input of this size.
@@ -92,7 +98,7 @@ impl Moment {
     fn add_outputs(&mut self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
         self.y += &y.mapv(f64::from).sum_axis(Axis(0));
         add_gram_f32(&mut self.yy, y);
-        self.xy += &x.t().dot(&y).mapv(f64::from);
+        add_product_f32(&mut self.xy, x, y);
     }
 
     /// Replaces all outputs; `x` are all rows that were added.

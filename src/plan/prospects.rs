@@ -1,7 +1,7 @@
 //! What could be done with a model: every unit with all that was found out about it, before anything is chosen.
 
 use super::profile::{Calibrated, Effect, Profile, Sight};
-use super::unit::{Unit, units};
+use super::unit::{Unit, units, whole_macs};
 use super::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
 use crate::error::{Error, Result};
 use crate::factor::Scheme;
@@ -20,6 +20,10 @@ const FITTED: usize = 3;
 const AROUND: f64 = 3.0;
 /// What fitting may make of the damage that spectra predict, at best.
 const HOPE: f64 = 0.7;
+
+/// Powers of ten to both sides among which the price of a multiply-accumulate is looked for, and steps of that.
+const PRICE_POWERS: f64 = 4.0;
+const MAC_PRICES: usize = 10;
 
 /// All that is known of the units before anything is chosen.
 pub(crate) struct Prospects {
@@ -124,14 +128,8 @@ impl Prospects {
                 if fixed + least > target {
                     return Err(unreachable(ratio, *before as f64 / (fixed + least).max(1) as f64, &self.options));
                 }
-                // A ratio within one percent is promised; half of that is worth a search.
-                let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers().into_iter().unzip();
-                let chosen = choose(&offers, target - fixed, target / 200);
-                let chosen = chosen.ok_or_else(|| unreachable(ratio, 1.0, &self.options))?;
-                let named = chosen.into_iter().map(|(o, at)| (offers[o].members.clone(), points[o][at]));
-                let mut named: Vec<(Vec<usize>, Point)> = named.collect();
-                named.sort_by(|a, b| a.0.cmp(&b.0));
-                named
+                self.within_budgets(target - fixed, target / 200)
+                    .ok_or_else(|| unreachable(ratio, 1.0, &self.options))?
             }
         };
         let mut groups = Vec::new();
@@ -177,6 +175,54 @@ impl Prospects {
             parameters_after: after,
             sights: self.sights.clone(),
         })
+    }
+
+    /// The least damage at `budget` parameters, at most `slack` of them unspent, and at most the multiply-accumulates of the
+    /// original: these have a price, zero if that is enough. Sets of members in graph order, with what each becomes.
+    fn within_budgets(&self, budget: u64, slack: u64) -> Option<Vec<(Vec<usize>, Point)>> {
+        let convs: Vec<usize> = (0..self.convs.len()).collect();
+        let most = whole_macs(&convs, &self.convs);
+        let movable: BTreeSet<usize> = self.candidates.units.iter().flat_map(|u| u.members.iter().copied()).collect();
+        let others: Vec<usize> = convs.into_iter().filter(|m| !movable.contains(m)).collect();
+        let others = whole_macs(&others, &self.convs);
+        let at_price = |price: f64| {
+            let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers(price).into_iter().unzip();
+            let chosen = choose(&offers, budget, slack)?;
+            let named = chosen.into_iter().map(|(o, at)| (offers[o].members.clone(), points[o][at]));
+            let mut named: Vec<(Vec<usize>, Point)> = named.collect();
+            named.sort_by(|a, b| a.0.cmp(&b.0));
+            let macs =
+                named.iter().map(|(members, point)| self.macs(members, *point)).fold(others, u64::saturating_add);
+            Some((named, macs))
+        };
+        let (free, macs) = at_price(0.0)?;
+        if self.options.allow_more_macs || macs <= most {
+            return Some(free);
+        }
+        // The price at which all multiply-accumulates of the original weigh as much as the damage done by leaving them free, and
+        // some powers of ten around it.
+        let damage = |(_, point): &(Vec<usize>, Point)| {
+            point.and_then(|(u, rank)| Some(self.damage(u, self.profiles[u].as_ref()?, rank))).unwrap_or(0.0)
+        };
+        let unit = (free.iter().map(damage).sum::<f64>() / most.max(1) as f64).max(f64::MIN_POSITIVE);
+        let (mut low, mut high) = (-PRICE_POWERS, PRICE_POWERS);
+        let mut best = at_price(unit * 10f64.powf(high))?.0;
+        for _ in 0..MAC_PRICES {
+            let middle = f64::midpoint(low, high);
+            match at_price(unit * 10f64.powf(middle)) {
+                Some((found, macs)) if macs <= most => (best, high) = (found, middle),
+                _ => low = middle,
+            }
+        }
+        Some(best)
+    }
+
+    /// Multiply-accumulates of some members as what they become.
+    fn macs(&self, members: &[usize], point: Point) -> u64 {
+        match point {
+            Some((u, rank)) => self.candidates.units[u].macs(rank, &self.convs),
+            None => whole_macs(members, &self.convs),
+        }
     }
 
     /// The largest ratio in reach.
@@ -266,8 +312,9 @@ impl Prospects {
         found
     }
 
-    /// Error against parameters for each set of members: at each cost the best form, last all of it whole at no error.
-    fn offers(&self) -> Vec<(Offer, Vec<Point>)> {
+    /// Error against parameters for each set of members: at each cost the best form, last all of it whole. Multiply-accumulates
+    /// have a price in errors.
+    fn offers(&self, price: f64) -> Vec<(Offer, Vec<Point>)> {
         let units = &self.candidates.units;
         let mut sets: BTreeMap<Vec<usize>, Vec<(usize, &Profile)>> = BTreeMap::new();
         for (u, unit) in units.iter().enumerate() {
@@ -281,7 +328,9 @@ impl Prospects {
             let whole = members.iter().map(|&m| self.convs[m].weights()).sum();
             let mut points: Vec<(u64, f64, Point)> = Vec::new();
             for (u, profile) in of {
-                let point = |rank| (units[u].cost(rank), self.damage(u, profile, rank), Some((u, rank)));
+                let macs = |rank| units[u].macs(rank, &self.convs) as f64;
+                let error = |rank| self.damage(u, profile, rank) + if price > 0.0 { price * macs(rank) } else { 0.0 };
+                let point = |rank| (units[u].cost(rank), error(rank), Some((u, rank)));
                 points.extend(units[u].ranks().map(point).filter(|p| p.0 < whole));
             }
             points.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
@@ -291,7 +340,7 @@ impl Prospects {
                 least = least.min(p.1);
                 better
             });
-            points.push((whole, 0.0, None));
+            points.push((whole, price * whole_macs(&members, &self.convs) as f64, None));
             let curve = Curve { points: points.iter().map(|p| (p.0, p.1)).collect() };
             (Offer { members, curve }, points.into_iter().map(|p| p.2).collect())
         });

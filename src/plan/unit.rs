@@ -1,8 +1,8 @@
 //! What can be decomposed together and how, and what each rank of it costs.
 
-use super::{PlanOptions, SchemeChoice};
+use super::{PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
-use crate::factor::{self, ChainForm, Form, Kernels, Scheme, Unfolding};
+use crate::factor::{self, ChainForm, Form, Kernels, Ownership, Scheme, Unfolding};
 use crate::group::Grouping;
 use crate::onnx::Conv;
 use ndarray::{CowArray, Ix4};
@@ -53,11 +53,13 @@ impl Unit {
         let chains = form.chains();
         let mut unit =
             Self { label, role, members, form, chains, shapes, whole, folded, max_rank: 0, align: options.align };
+        // For a ratio the limit is that of the whole model.
+        let free = options.allow_more_macs || matches!(options.policy, RankPolicy::Ratio(_));
         let pays = |rank: usize| {
             unit.cost(rank) < whole
                 && unit.parameters(rank) < whole
                 && unit.fits(rank)
-                && (options.allow_more_macs || unit.macs_fit(rank, convs))
+                && (free || unit.macs(rank, convs) <= whole_macs(&unit.members, convs))
         };
         unit.max_rank = last(form.least_rank() - 1, 2 + whole as usize, pays);
         unit
@@ -80,21 +82,29 @@ impl Unit {
         self.parameters(rank).saturating_add_signed(-self.folded)
     }
 
-    /// No chain has a larger rank than its matrices.
+    /// No chain has a larger rank than what it decomposes: the members' matrices, where they share a factor beside or on top of
+    /// each other.
     fn fits(&self, rank: usize) -> bool {
-        let sizes = |chain: &ChainForm| {
-            let shapes = self.shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
-            shapes.map(|(rows, columns)| rows.min(columns)).max().unwrap_or(0)
+        let most = |chain: &ChainForm| {
+            let shapes = || self.shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
+            let (rows, columns) = (shapes().map(|s| s.0), shapes().map(|s| s.1));
+            match (chain.first, chain.last) {
+                (Ownership::Own, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
+                (Ownership::Shared, _) => rows.max().map(|r| r.min(columns.sum())),
+                (Ownership::Own, Ownership::Shared) => columns.max().map(|c| c.min(rows.sum())),
+            }
         };
-        self.chains.iter().zip(self.form.ranks(rank)).all(|(chain, r)| r <= sizes(chain))
+        self.chains.iter().zip(self.form.ranks(rank)).all(|(chain, r)| most(chain).is_some_and(|most| r <= most))
     }
 
-    fn macs_fit(&self, rank: usize, convs: &[Conv]) -> bool {
+    /// Multiply-accumulates of all members at a rank.
+    pub(super) fn macs(&self, rank: usize, convs: &[Conv]) -> u64 {
         let ranks = self.form.ranks(rank);
-        self.members.iter().map(|&m| &convs[m]).all(|conv| {
-            let (input, output) = conv.extents();
-            factor::macs(&self.chains, &ranks, conv.shape, input, output) <= conv.macs(output)
-        })
+        let each = self.members.iter().map(|&m| {
+            let (input, output) = convs[m].extents();
+            factor::macs(&self.chains, &ranks, convs[m].shape, input, output)
+        });
+        each.fold(0, u64::saturating_add)
     }
 
     pub(super) fn pays(&self) -> bool {
@@ -142,6 +152,11 @@ impl Unit {
     pub(super) fn failed(&self, reason: String) -> Error {
         Error::Numerical { what: self.label.clone(), reason }
     }
+}
+
+/// Multiply-accumulates of some convolutions as they are.
+pub(super) fn whole_macs(members: &[usize], convs: &[Conv]) -> u64 {
+    members.iter().map(|&m| convs[m].macs(convs[m].extents().1)).fold(0, u64::saturating_add)
 }
 
 /// The last number from `low` on, below `high`, that still is what its predecessors are; `low` is taken to be.

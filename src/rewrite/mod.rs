@@ -35,6 +35,15 @@ pub struct Compiled {
     pub(crate) amends: Amends,
 }
 
+impl Compiled {
+    /// What was given other parameters without being decomposed: convolutions their bias, fully connected layers all.
+    pub(crate) fn refitted(&self, plan: &Plan) -> Vec<String> {
+        let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
+        let whole = self.amends.biases.keys().filter(|m| !decomposed.contains(m)).map(|&m| plan.convs[m].name.clone());
+        whole.chain(self.amends.heads.iter().map(|(head, _)| head.name.clone())).collect()
+    }
+}
+
 /// Parameters changed in place, so that their number stays what it was.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Amends {
