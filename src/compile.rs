@@ -180,10 +180,12 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
     progress.stage("observing", &format!("observing what each convolution sees of {}", row.source));
     let observed = calibration.observe(model, &grouping.convs, progress)?;
     progress.stage("planning", "planning: how much each group moves the network's output");
-    let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
-    let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
-    let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity };
-    let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
+    let prospects = {
+        let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
+        let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
+        let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity };
+        Prospects::new(model, grouping, &asked, Some(&calibrated))?
+    };
     let build = |policy: RankPolicy| -> Result<Built> {
         let plan = prospects.plan(policy)?;
         if options.dry_run && options.max_drop.is_none() {

@@ -114,7 +114,7 @@ fn too_few_samples_are_refused_with_the_number_that_is_needed() {
     let output = few("2");
     assert_eq!(output.status.code(), Some(2));
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains("864 values") && message.contains("needs 5 samples"), "{message}");
+    assert!(message.contains("864 values") && message.contains("needs 3 samples"), "{message}");
     assert!(!out.exists());
 }
 

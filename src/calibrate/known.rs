@@ -145,3 +145,34 @@ impl Probe {
         self.places.iter().map(value).collect::<Option<Vec<_>>>().ok_or_else(missing)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::{GroupOptions, find_groups};
+    use crate::runtime::inputs;
+    use ndarray::IxDyn;
+
+    #[test]
+    fn what_follows_from_known_values_is_what_the_whole_model_gives() {
+        let model = Model::open(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/fashion-resnet.onnx")).unwrap();
+        let inputs = inputs(&model, &[]).unwrap();
+        let convs = find_groups(&model, &GroupOptions::default()).unwrap().convs;
+        // Behind a residual sum, which both branches of the next block read.
+        let (value, later) = (convs[12].input.as_str(), convs[20].output.as_str());
+        let picture =
+            ArrayD::from_shape_fn(IxDyn(&inputs[0].dims), |at| ((at[2] * 31 + at[3] * 17) % 29) as f32 / 29.0);
+        let (nothing, none) = (Known::default(), HashSet::new());
+        let whole = Probe::new(&model, &[value, later], &inputs, &nothing, &none).unwrap();
+        let seen = whole.run(0, &vec![picture], &nothing).unwrap();
+        let mut known = Known::default();
+        known.keep(value, vec![seen[0].clone()]);
+        let part = Probe::new(&model, &[later], &inputs, &known, &none).unwrap();
+        assert!(whole.reads_images() && !part.reads_images());
+        assert_eq!(part.run(0, &Feed::new(), &known).unwrap()[0], seen[1]);
+        // What is stale is computed again.
+        assert!(Probe::new(&model, &[later], &inputs, &known, &HashSet::from([value])).unwrap().reads_images());
+        known.keep_needed(&model, &[convs[2].input.as_str()]).unwrap();
+        assert!(known.values.is_empty());
+    }
+}

@@ -161,8 +161,9 @@ impl Calibration {
         let mut sights = Vec::new();
         let mut targets = Vec::new();
         let gradients = self.gradients(model, convs)?;
-        for (((kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
+        for (((mut kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
             addend.take_if(|_| !kept.alike);
+            kept.moment.narrow();
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());
             sights.push(Sight::new(kept.moment, gradient).map_err(|reason| numerical(conv, reason))?);

@@ -63,8 +63,10 @@ impl Geometry {
 pub struct Moment {
     rows: f64,
     x: Array1<f64>,
-    /// `Σ x·xᵀ`, lower half.
+    /// `Σ x·xᵀ`, lower half; empty once it is narrow.
     xx: Array2<f64>,
+    /// The same in f32, where no more rows are to come.
+    narrow: Option<Array2<f32>>,
     y: Array1<f64>,
     xy: Array2<f64>,
     /// `Σ y·yᵀ`, lower half.
@@ -79,6 +81,7 @@ impl Moment {
             rows: 0.0,
             x: Array1::zeros(inputs),
             xx: Array2::zeros((inputs, inputs)),
+            narrow: None,
             y: Array1::zeros(outputs),
             xy: Array2::zeros((if outputs > 0 { inputs } else { 0 }, outputs)),
             yy: Array2::zeros((outputs, outputs)),
@@ -99,6 +102,13 @@ impl Moment {
         self.y += &y.mapv(f64::from).sum_axis(Axis(0));
         add_gram_f32(&mut self.yy, y);
         add_product_f32(&mut self.xy, x, y);
+    }
+
+    /// Keeps `Σ x·xᵀ` in half the memory from now on: for one that gets no more rows. What that rounds off is far below what a
+    /// covariance gets as a ridge.
+    pub fn narrow(&mut self) {
+        self.narrow = Some(self.xx.mapv(|sum| sum as f32));
+        self.xx = Array2::zeros((0, 0));
     }
 
     /// Replaces all outputs; `x` are all rows that were added.
@@ -124,14 +134,18 @@ impl Moment {
     /// `E[(x − E x)(x − E x)ᵀ]`, its rows and columns in this order of the columns of `x`.
     #[must_use]
     pub fn covariance(&self, order: &[usize]) -> Array2<f64> {
-        centred(&self.xx, &self.mean(), self.rows.max(1.0), order)
+        let (mean, n) = (self.mean(), self.rows.max(1.0));
+        match &self.narrow {
+            Some(sums) => centred(&|i, j| f64::from(sums[[i, j]]), &mean, n, order),
+            None => centred(&|i, j| self.xx[[i, j]], &mean, n, order),
+        }
     }
 
     /// `E[(y − E y)(y − E y)ᵀ]`.
     #[must_use]
     pub fn output_covariance(&self) -> Array2<f64> {
         let order: Vec<usize> = (0..self.y.len()).collect();
-        centred(&self.yy, &self.output_mean(), self.rows.max(1.0), &order)
+        centred(&|i, j| self.yy[[i, j]], &self.output_mean(), self.rows.max(1.0), &order)
     }
 
     /// `E[(x − E x)(y − E y)ᵀ]`.
@@ -143,11 +157,10 @@ impl Moment {
 }
 
 /// `S/n − m·mᵀ` of sums of products given by their lower half, rows and columns in this order.
-fn centred(sums: &Array2<f64>, mean: &Array1<f64>, n: f64, order: &[usize]) -> Array2<f64> {
+fn centred(sums: &impl Fn(usize, usize) -> f64, mean: &Array1<f64>, n: f64, order: &[usize]) -> Array2<f64> {
     Array2::from_shape_fn((order.len(), order.len()), |(i, j)| {
         let (i, j) = (order[i], order[j]);
-        let sum = if i >= j { sums[[i, j]] } else { sums[[j, i]] };
-        sum / n - mean[i] * mean[j]
+        sums(i.max(j), i.min(j)) / n - mean[i] * mean[j]
     })
 }
 

@@ -151,6 +151,8 @@ impl Target {
         // A row of Σ holds the offsets one after the other, so it is as many rows for A.
         let flat = self.metric.view().into_shape_with_order((all * offsets, self.rows));
         let image = flat.map(|m| m.dot(a)).unwrap_or_default();
+        // Of a single row the product may come column by column.
+        let image = image.as_standard_layout().into_owned();
         image.into_shape_with_order((all, offsets * a.ncols())).unwrap_or_default()
     }
 

@@ -177,44 +177,57 @@ impl Prospects {
         })
     }
 
-    /// The least damage at `budget` parameters, at most `slack` of them unspent, and at most the multiply-accumulates of the
-    /// original: these have a price, zero if that is enough. Sets of members in graph order, with what each becomes.
+    /// The least damage at `budget` parameters, more than `slack` of them unspent only if need be, and at most the
+    /// multiply-accumulates of the original: these have a price, zero if that is enough. Where no price spends the budget, none of
+    /// the units may take more than its members do as they are. Sets of members in graph order, with what each becomes.
     fn within_budgets(&self, budget: u64, slack: u64) -> Option<Vec<(Vec<usize>, Point)>> {
         let convs: Vec<usize> = (0..self.convs.len()).collect();
         let most = whole_macs(&convs, &self.convs);
         let movable: BTreeSet<usize> = self.candidates.units.iter().flat_map(|u| u.members.iter().copied()).collect();
         let others: Vec<usize> = convs.into_iter().filter(|m| !movable.contains(m)).collect();
         let others = whole_macs(&others, &self.convs);
-        let at_price = |price: f64| {
-            let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers(price).into_iter().unzip();
+        let at_price = |price: f64, limited: bool| {
+            let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers(price, limited).into_iter().unzip();
             let chosen = choose(&offers, budget, slack)?;
+            let cost: u64 = chosen.iter().map(|&(o, at)| offers[o].curve.points[at].0).sum();
             let named = chosen.into_iter().map(|(o, at)| (offers[o].members.clone(), points[o][at]));
             let mut named: Vec<(Vec<usize>, Point)> = named.collect();
             named.sort_by(|a, b| a.0.cmp(&b.0));
             let macs =
                 named.iter().map(|(members, point)| self.macs(members, *point)).fold(others, u64::saturating_add);
-            Some((named, macs))
+            Some(Found { damage: named.iter().map(|n| self.damage_of(n.1)).sum(), unspent: budget - cost, macs, named })
         };
-        let (free, macs) = at_price(0.0)?;
-        if self.options.allow_more_macs || macs <= most {
-            return Some(free);
+        let free = at_price(0.0, false)?;
+        if self.options.allow_more_macs || free.macs <= most {
+            return Some(free.named);
         }
         // The price at which all multiply-accumulates of the original weigh as much as the damage done by leaving them free, and
         // some powers of ten around it.
-        let damage = |(_, point): &(Vec<usize>, Point)| {
-            point.and_then(|(u, rank)| Some(self.damage(u, self.profiles[u].as_ref()?, rank))).unwrap_or(0.0)
-        };
-        let unit = (free.iter().map(damage).sum::<f64>() / most.max(1) as f64).max(f64::MIN_POSITIVE);
+        let unit = (free.damage / most.max(1) as f64).max(f64::MIN_POSITIVE);
         let (mut low, mut high) = (-PRICE_POWERS, PRICE_POWERS);
-        let mut best = at_price(unit * 10f64.powf(high))?.0;
+        let mut found = Vec::new();
         for _ in 0..MAC_PRICES {
             let middle = f64::midpoint(low, high);
-            match at_price(unit * 10f64.powf(middle)) {
-                Some((found, macs)) if macs <= most => (best, high) = (found, middle),
-                _ => low = middle,
+            match at_price(unit * 10f64.powf(middle), false).filter(|f| f.macs <= most) {
+                Some(fits) => {
+                    high = middle;
+                    found.push(fits);
+                }
+                None => low = middle,
             }
         }
-        Some(best)
+        if found.iter().all(|f| f.unspent > slack) {
+            found.extend(at_price(0.0, true));
+        }
+        let best = found
+            .into_iter()
+            .min_by(|a, b| (a.unspent > 2 * slack).cmp(&(b.unspent > 2 * slack)).then(a.damage.total_cmp(&b.damage)));
+        best.map(|b| b.named)
+    }
+
+    /// What a point does to the network.
+    fn damage_of(&self, point: Point) -> f64 {
+        point.and_then(|(u, rank)| Some(self.damage(u, self.profiles[u].as_ref()?, rank))).unwrap_or(0.0)
     }
 
     /// Multiply-accumulates of some members as what they become.
@@ -313,8 +326,8 @@ impl Prospects {
     }
 
     /// Error against parameters for each set of members: at each cost the best form, last all of it whole. Multiply-accumulates
-    /// have a price in errors.
-    fn offers(&self, price: f64) -> Vec<(Offer, Vec<Point>)> {
+    /// have a price in errors; `limited`, no point takes more of them than its members as they are.
+    fn offers(&self, price: f64, limited: bool) -> Vec<(Offer, Vec<Point>)> {
         let units = &self.candidates.units;
         let mut sets: BTreeMap<Vec<usize>, Vec<(usize, &Profile)>> = BTreeMap::new();
         for (u, unit) in units.iter().enumerate() {
@@ -326,12 +339,14 @@ impl Prospects {
         }
         let offers = sets.into_iter().map(|(members, of)| {
             let whole = members.iter().map(|&m| self.convs[m].weights()).sum();
+            let whole_macs = whole_macs(&members, &self.convs);
             let mut points: Vec<(u64, f64, Point)> = Vec::new();
             for (u, profile) in of {
                 let macs = |rank| units[u].macs(rank, &self.convs) as f64;
                 let error = |rank| self.damage(u, profile, rank) + if price > 0.0 { price * macs(rank) } else { 0.0 };
                 let point = |rank| (units[u].cost(rank), error(rank), Some((u, rank)));
-                points.extend(units[u].ranks().map(point).filter(|p| p.0 < whole));
+                let fits = |rank: &usize| !limited || units[u].macs(*rank, &self.convs) <= whole_macs;
+                points.extend(units[u].ranks().filter(fits).map(point).filter(|p| p.0 < whole));
             }
             points.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
             let mut least = f64::INFINITY;
@@ -340,7 +355,7 @@ impl Prospects {
                 least = least.min(p.1);
                 better
             });
-            points.push((whole, price * whole_macs(&members, &self.convs) as f64, None));
+            points.push((whole, price * whole_macs as f64, None));
             let curve = Curve { points: points.iter().map(|p| (p.0, p.1)).collect() };
             (Offer { members, curve }, points.into_iter().map(|p| p.2).collect())
         });
@@ -350,6 +365,16 @@ impl Prospects {
 
 /// A point of an offer's curve: a unit and its rank, or none where the members stay whole.
 type Point = Option<(usize, usize)>;
+
+/// A choice for all convolutions.
+struct Found {
+    /// Sets of members in graph order, with what each becomes.
+    named: Vec<(Vec<usize>, Point)>,
+    damage: f64,
+    /// Parameters left of the budget.
+    unspent: u64,
+    macs: u64,
+}
 
 /// What can be decomposed, by shapes alone.
 pub(super) struct Candidates {

@@ -13,7 +13,7 @@ const ALIGNED_FROM: usize = 4;
 
 /// Values that a convolution reads at a time, in·kh·kw, beyond which [`SchemeChoice::Auto`] offers it no other form than the
 /// paper's alone: trying each takes more time than it has been found to be worth.
-const WIDEST: usize = 2304;
+const WIDEST: usize = 1152;
 
 /// Members that may be decomposed together in one form, before ranks are chosen.
 #[derive(Debug, Clone)]
