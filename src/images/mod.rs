@@ -488,3 +488,29 @@ impl Samples {
         Ok((Elements::Bytes(bytes), p.layout == Layout::Nchw))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{inputs, shapes};
+
+    #[test]
+    fn each_picture_is_followed_by_its_mirror_image() {
+        let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name);
+        let model = Model::open(fixture("fashion-resnet.onnx")).unwrap();
+        let inputs = inputs(&model, &[]).unwrap();
+        let fit = |images: &Images| images.fit(&model, &shapes(&inputs), Some(3)).unwrap();
+        let images = Images::open(&fixture("fashion-calib-images.npy"), None, &Preprocessing::default()).unwrap();
+        let (plain, mut both) = (fit(&images), fit(&images));
+        assert!(both.mirror());
+        assert_eq!((plain.len(), both.len()), (3, 6));
+        let (one, two) = (plain.feeds([2]).unwrap(), both.feeds([4, 5]).unwrap());
+        assert_eq!(one[0], two[0]);
+        let mut turned = one[0][0].clone();
+        turned.invert_axis(Axis(3));
+        assert_eq!(two[1][0], turned);
+        assert_ne!(two[1][0], one[0][0]);
+        // Drawn pictures are as many as are wanted.
+        assert!(!fit(&Images::drawn(1, 3, &Preprocessing::default()).unwrap()).mirror());
+    }
+}
