@@ -86,7 +86,7 @@ pub struct Cli {
     #[arg(long, help_heading = "Which convolutions")]
     keep_bn: bool,
 
-    /// Allow more multiply-accumulates than the input has (with --rank-rate: than each convolution has)
+    /// Allow more multiply-accumulates than the input has (with --rank-rate: than each group has)
     #[arg(long, help_heading = "Which convolutions")]
     allow_more_macs: bool,
 

@@ -127,7 +127,8 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     }
     if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked) {
         report.notes.push(format!(
-            "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large",
+            "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large or \
+             take more multiply-accumulates than the original",
             report.totals.parameters.ratio
         ));
     }

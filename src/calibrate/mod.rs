@@ -1,6 +1,7 @@
 //! Calibration: what every convolution sees when the model runs on images, and the layers refitted in turn on what the
 //! compressed model gives them. No labels, no training.
 
+mod activation;
 mod gradients;
 mod held_out;
 mod known;

@@ -11,11 +11,12 @@
 //! * A convolution left whole gets a bias that restores its mean, and a fully connected layer that gives an output of the model
 //!   weights that restore the original's outputs as far as a ridge lets them.
 
+use super::activation::Window;
 use super::known::Known;
 use super::{Calibration, Observations, at_pixels, columns, geometry, joined, numerical, plane};
 use crate::error::{Error, Result};
 use crate::factor::{self, Factors, Moment, Refit, Seen};
-use crate::onnx::{Conv, Dense, Graph, Model, attributes, is_standard, read_floats};
+use crate::onnx::{Conv, Dense, Graph, Model};
 use crate::plan::{Judged, Plan};
 use crate::progress::Progress;
 use crate::rewrite::{Amends, Compiled, assemble, rewritten};
@@ -52,44 +53,6 @@ impl Data {
     /// What the convolution itself should give.
     fn outputs(&self, targets: &Array2<f32>) -> Array2<f32> {
         self.added.as_ref().map_or_else(|| targets.clone(), |added| targets - added)
-    }
-}
-
-/// The range within which an activation tells values apart.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Window {
-    low: f32,
-    high: f32,
-}
-
-impl Window {
-    /// Of the `Relu` or `Clip` that alone reads a value, if one does.
-    fn reading(graph: &Graph<'_>, value: &str) -> Option<Self> {
-        let (index, _) = graph.only_reader(value)?;
-        let node = Some(&graph.nodes()[index]).filter(|n| is_standard(n))?;
-        match node.op_type() {
-            "Relu" => Some(Self { low: 0.0, high: f32::INFINITY }),
-            "Clip" => {
-                // Attributes before opset 11, inputs since; either may be left out.
-                let bound = |attribute: &str, position: usize, open: f32| match node.input.get(position) {
-                    Some(name) if !name.is_empty() => read_floats(graph.constant(name)?)?.first().copied(),
-                    _ => Some(attributes::float(node, attribute).unwrap_or(open)),
-                };
-                Some(Self { low: bound("min", 1, f32::NEG_INFINITY)?, high: bound("max", 2, f32::INFINITY)? })
-            }
-            _ => None,
-        }
-    }
-
-    /// The value to aim at: the original's, or where the activation is flat anything that it maps alike.
-    fn aim(self, original: f32, now: f32) -> f32 {
-        if original <= self.low {
-            now.min(self.low)
-        } else if original >= self.high {
-            now.max(self.high)
-        } else {
-            original
-        }
     }
 }
 

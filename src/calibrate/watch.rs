@@ -51,8 +51,7 @@ impl Calibration {
     ) -> Result<Watch<'w>> {
         // Each convolution is probed a few times.
         let probes = PROBES * convs.len().max(1);
-        let macs: u64 = convs.iter().map(|c| c.macs(c.extents().1)).fold(0, u64::saturating_add);
-        let affordable = (WORK / (macs.max(1) as f64 * probes as f64)) as usize;
+        let affordable = (WORK / (Conv::total_macs(convs.iter()).max(1) as f64 * probes as f64)) as usize;
         let count = affordable.clamp(LEAST_WATCHED, MOST_WATCHED).min(self.count);
         let feeds = self.samples.feeds((0..count).map(|i| i * self.count / count))?;
         let graph = Graph::new(model)?;

@@ -292,6 +292,11 @@ impl Conv {
     pub fn macs(&self, [height, width]: [usize; 2]) -> u64 {
         self.weights().saturating_mul(height as u64).saturating_mul(width as u64)
     }
+
+    /// Multiply-accumulates of some convolutions as they are, for outputs of [`Conv::extents`].
+    pub(crate) fn total_macs<'c>(convs: impl Iterator<Item = &'c Self>) -> u64 {
+        convs.map(|c| c.macs(c.extents().1)).fold(0, u64::saturating_add)
+    }
 }
 
 /// Multiplies each output channel of a kernel.

@@ -63,7 +63,7 @@ pub struct PlanOptions {
     pub policy: RankPolicy,
     /// Turns between the two chains of [`Scheme::BothShared`].
     pub iterations: usize,
-    /// Allow more multiply-accumulates than before: of the whole model for a ratio, of a convolution for a rate.
+    /// Allow more multiply-accumulates than before: of the whole model for a ratio, of a group for a rate.
     pub allow_more_macs: bool,
     /// Large ranks are multiples of this: runtimes compute channels in blocks. One leaves them free.
     pub align: usize,

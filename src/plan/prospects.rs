@@ -1,7 +1,7 @@
 //! What could be done with a model: every unit with all that was found out about it, before anything is chosen.
 
 use super::profile::{Calibrated, Effect, Profile, Sight};
-use super::unit::{Unit, units, whole_macs};
+use super::unit::{Unit, units};
 use super::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
 use crate::error::{Error, Result};
 use crate::factor::Scheme;
@@ -182,10 +182,10 @@ impl Prospects {
     /// the units may take more than its members do as they are. Sets of members in graph order, with what each becomes.
     fn within_budgets(&self, budget: u64, slack: u64) -> Option<Vec<(Vec<usize>, Point)>> {
         let convs: Vec<usize> = (0..self.convs.len()).collect();
-        let most = whole_macs(&convs, &self.convs);
+        let most = Conv::total_macs(self.convs.iter());
         let movable: BTreeSet<usize> = self.candidates.units.iter().flat_map(|u| u.members.iter().copied()).collect();
         let others: Vec<usize> = convs.into_iter().filter(|m| !movable.contains(m)).collect();
-        let others = whole_macs(&others, &self.convs);
+        let others = self.whole_macs(&others);
         let at_price = |price: f64, limited: bool| {
             let (offers, points): (Vec<Offer>, Vec<Vec<Point>>) = self.offers(price, limited).into_iter().unzip();
             let chosen = choose(&offers, budget, slack)?;
@@ -234,8 +234,13 @@ impl Prospects {
     fn macs(&self, members: &[usize], point: Point) -> u64 {
         match point {
             Some((u, rank)) => self.candidates.units[u].macs(rank, &self.convs),
-            None => whole_macs(members, &self.convs),
+            None => self.whole_macs(members),
         }
+    }
+
+    /// Multiply-accumulates of some convolutions as they are.
+    fn whole_macs(&self, members: &[usize]) -> u64 {
+        Conv::total_macs(members.iter().map(|&m| &self.convs[m]))
     }
 
     /// The largest ratio in reach.
@@ -339,7 +344,7 @@ impl Prospects {
         }
         let offers = sets.into_iter().map(|(members, of)| {
             let whole = members.iter().map(|&m| self.convs[m].weights()).sum();
-            let whole_macs = whole_macs(&members, &self.convs);
+            let whole_macs = self.whole_macs(&members);
             let mut points: Vec<(u64, f64, Point)> = Vec::new();
             for (u, profile) in of {
                 let macs = |rank| units[u].macs(rank, &self.convs) as f64;

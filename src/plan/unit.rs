@@ -59,7 +59,7 @@ impl Unit {
             unit.cost(rank) < whole
                 && unit.parameters(rank) < whole
                 && unit.fits(rank)
-                && (free || unit.macs(rank, convs) <= whole_macs(&unit.members, convs))
+                && (free || unit.macs(rank, convs) <= Conv::total_macs(unit.members.iter().map(|&m| &convs[m])))
         };
         unit.max_rank = last(form.least_rank() - 1, 2 + whole as usize, pays);
         unit
@@ -152,11 +152,6 @@ impl Unit {
     pub(super) fn failed(&self, reason: String) -> Error {
         Error::Numerical { what: self.label.clone(), reason }
     }
-}
-
-/// Multiply-accumulates of some convolutions as they are.
-pub(super) fn whole_macs(members: &[usize], convs: &[Conv]) -> u64 {
-    members.iter().map(|&m| convs[m].macs(convs[m].extents().1)).fold(0, u64::saturating_add)
 }
 
 /// The last number from `low` on, below `high`, that still is what its predecessors are; `low` is taken to be.
