@@ -107,6 +107,11 @@ pub struct Cli {
     #[arg(long, help_heading = "Calibration")]
     no_mirror: bool,
 
+    /// Keep in this folder what the model shows of the images, and use what is there: another ratio then takes less time. The
+    /// result does not depend on it; files take up to gigabytes and may be deleted at any time
+    #[arg(long, value_name = "DIR", help_heading = "Calibration")]
+    cache: Option<PathBuf>,
+
     /// Do not refit layer by layer
     #[arg(long, help_heading = "Calibration")]
     no_repair: bool,
@@ -183,7 +188,7 @@ pub struct Cli {
 
 const AFTER: &str = "\
 Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
-  auto       whichever of these, and of three unfoldings, promises least error
+  auto       whichever of these, and of four unfoldings, promises least error
   separate   W_i ≈ A_i·B_i           each kernel by itself (spatial SVD)
   ljsvd      W_i ≈ A·B_i             first factor shared (LJSVD)
   rjsvd-1    W_i ≈ A_i·B             last factor shared, the stage's first block included (RJSVD-1)
@@ -224,9 +229,14 @@ enum SchemeName {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum UnfoldingName {
+    /// The paper's, (kh·in) × (kw·out): kh×1 to r channels, then 1×kw
     Spatial,
+    /// (kh·kw·in) × out: kh×kw to r channels, then 1×1
     FilterBank,
+    /// in × (kh·kw·out): 1×1 to r channels, then kh×kw
     PointwiseFirst,
+    /// Both sides: 1×1 to r channels, kh×kw to r, then 1×1; bi-jsvd shares the two outer ones
+    Tucker,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -335,6 +345,7 @@ impl Cli {
             None | Some(UnfoldingName::Spatial) => Unfolding::SPATIAL,
             Some(UnfoldingName::FilterBank) => Unfolding::FILTER_BANK,
             Some(UnfoldingName::PointwiseFirst) => Unfolding::POINTWISE_FIRST,
+            Some(UnfoldingName::Tucker) => Unfolding::TUCKER,
         };
         let only = |scheme: Scheme| SchemeChoice::Only(scheme.on(unfolding));
         let scheme = match self.scheme {
@@ -398,7 +409,12 @@ impl Cli {
             },
             verify: (!self.no_verify).then_some(verify),
             gates: Gates { min_snr: self.min_snr, min_agreement: self.min_agreement },
-            calibration: calibration.map(|images| CalibrationInputs { images, most, mirror: !self.no_mirror }),
+            calibration: calibration.map(|images| CalibrationInputs {
+                images,
+                most,
+                mirror: !self.no_mirror,
+                cache: self.cache,
+            }),
             repair: !self.no_repair,
             max_drop: self.max_drop,
             images,

@@ -1,11 +1,11 @@
 //! The conductor: one line a stage.
 
-use crate::calibrate::{Calibration, CalibrationInputs, HeldOut};
+use crate::calibrate::{Cache, Calibration, CalibrationInputs, HeldOut};
 use crate::error::{Error, Result};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{Calibrated, LEAST_RATIO, Plan, PlanOptions, Prospects, RankPolicy};
+use crate::plan::{Calibrated, LEAST_RATIO, Plan, PlanOptions, Prospects, RankPolicy, Trials};
 use crate::progress::Progress;
 use crate::report::{AgreementRow, CalibrationRow, Report};
 use crate::rewrite::{Compiled, apply};
@@ -179,16 +179,24 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         mirrored: calibration.is_mirrored(),
     };
     progress.stage("observing", &format!("observing what each convolution sees of {}", row.source));
-    let observed = calibration.observe(model, &grouping.convs, progress)?;
+    let convs = &grouping.convs;
+    let cache = calibrate_on.cache.as_ref().map(|folder| Cache::new(folder, model, convs, &calibration)).transpose()?;
+    let observe = || calibration.observe(model, convs, progress);
+    let observed = match &cache {
+        Some(cache) => cache.observations(convs, progress, observe)?,
+        None => observe()?,
+    };
     progress.stage("planning", "planning: how much each group moves the network's output");
     let prospects = {
         let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
         let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
-        let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity };
-        Prospects::new(model, grouping, &asked, Some(&calibrated))?
+        let trials = cache.as_ref().map_or_else(Trials::default, Cache::trials);
+        let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity, trials: &trials };
+        let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
+        cache.iter().for_each(|cache| cache.keep_trials(&trials, progress));
+        prospects
     };
-    let build = |policy: RankPolicy| -> Result<Built> {
-        let plan = prospects.plan(policy)?;
+    let build = |plan: Plan| -> Result<Built> {
         if options.dry_run && options.max_drop.is_none() {
             return Ok((plan, None));
         }
@@ -201,8 +209,16 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         Ok((plan, Some(compiled)))
     };
     let (curve, (plan, compiled)) = match (options.max_drop, &held_out) {
-        (Some(drop), Some(held_out)) => largest_ratio(drop, held_out, prospects.largest_ratio(), &build, progress)?,
-        _ => (Vec::new(), build(asked.policy)?),
+        (Some(drop), Some(held_out)) => {
+            let build = |policy: RankPolicy| build(prospects.plan(policy)?);
+            largest_ratio(drop, held_out, prospects.largest_ratio(), &build, progress)?
+        }
+        _ => {
+            let plan = prospects.plan(asked.policy)?;
+            // What was not chosen is not needed any more, and takes memory.
+            drop(prospects);
+            (Vec::new(), build(plan)?)
+        }
     };
     Ok(Made { plan, compiled: compiled.filter(|_| !options.dry_run), calibration: Some(row), curve })
 }

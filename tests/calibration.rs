@@ -89,6 +89,41 @@ fn every_kind_of_convolution_is_seen_as_it_slides() {
     for scheme in ["auto", "separate", "ljsvd", "rjsvd-1", "rjsvd-2", "bi-jsvd"] {
         assert!(quality(&["--scheme", scheme, "--calib", text(&calib), "--calib-samples", "10"]) < 1e-4, "{scheme}");
     }
+    for unfolding in ["filter-bank", "pointwise-first", "tucker"] {
+        for scheme in ["separate", "ljsvd", "rjsvd-2", "bi-jsvd"] {
+            let cut = ["--scheme", scheme, "--unfolding", unfolding];
+            let calibrated = [&cut[..], &["--calib", text(&calib), "--calib-samples", "10"]].concat();
+            assert!(quality(&calibrated) < 1e-4, "{scheme} {unfolding}");
+            assert!(quality(&[&cut[..], &["--calib", "none"]].concat()) < 1e-4, "{scheme} {unfolding}, plain");
+        }
+    }
+}
+
+#[test]
+fn a_cache_changes_nothing_but_the_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, calib, cache) =
+        (fixture("fashion-resnet.onnx"), fixture("fashion-calib-images.npy"), folder.path().join("cache"));
+    let made = |ratio: &str, further: &[&str]| {
+        let out = folder.path().join("out.onnx");
+        let arguments = [text(&model), text(&out), "--ratio", ratio, "--calib", text(&calib), "--calib-samples", "6"];
+        let quick = ["--scheme", "ljsvd", "--no-repair"];
+        let output = run(&[&arguments[..], &quick[..], further].concat());
+        let progress = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{progress}");
+        (std::fs::read(out).unwrap(), progress.contains("known from the cache"))
+    };
+    let kept = ["--cache", text(&cache)];
+    let (plain, _) = made("4", &[]);
+    assert!(made("3", &kept) == (made("3", &[]).0, false));
+    assert!(made("4", &kept) == (plain.clone(), true));
+    let files = || std::fs::read_dir(&cache).unwrap().map(|f| f.unwrap().path());
+    assert_eq!(files().count(), 2);
+    // Half a file is as good as none, and other images are other names.
+    files().for_each(|f| std::fs::write(&f, &std::fs::read(&f).unwrap()[..100]).unwrap());
+    assert!(made("4", &kept) == (plain, false));
+    assert!(!made("4", &[&kept[..], &["--no-mirror"]].concat()).1);
+    assert_eq!(files().count(), 4);
 }
 
 #[test]

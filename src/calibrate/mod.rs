@@ -2,12 +2,14 @@
 //! compressed model gives them. No labels, no training.
 
 mod activation;
+mod cache;
 mod gradients;
 mod held_out;
 mod known;
 mod repair;
 mod watch;
 
+pub(crate) use cache::Cache;
 pub(crate) use held_out::HeldOut;
 
 use crate::error::{Error, Result};
@@ -21,6 +23,7 @@ use known::{Known, Probe};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Images that are run before their activations are counted and dropped.
@@ -43,6 +46,8 @@ pub struct CalibrationInputs {
     pub most: usize,
     /// Take the mirror image of each as well, where the model reads one picture.
     pub mirror: bool,
+    /// A folder in which what was found out is kept, and looked for.
+    pub cache: Option<PathBuf>,
 }
 
 /// Images to calibrate on.

@@ -28,9 +28,6 @@ const SWEEPS: usize = 6;
 /// Targets behind a rectifier, each fitted in one turn.
 const WINDOWED_TURNS: usize = 4;
 
-/// Rows that a thread multiplies at a time.
-const ROWS_AT_ONCE: usize = 4096;
-
 /// Inputs of a fully connected layer that is refitted, at most.
 const WIDEST_HEAD: usize = 4096;
 /// How far the weights of such a layer are held to the original ones, relative to the mean variance of its inputs: as much at
@@ -273,15 +270,8 @@ impl Calibration {
 
 /// The values to aim at next.
 fn aims(data: &Data, window: Window, kernel: &Array4<f64>, moment: &Moment) -> Array2<f32> {
-    let (out, inputs, kh, kw) = kernel.dim();
     let bias = Array1::from(bias(kernel, moment));
-    // im2col order (kh, kw, in).
-    let flat = kernel.view().permuted_axes([2, 3, 1, 0]).as_standard_layout().mapv(|x| x as f32);
-    let flat = flat.into_shape_with_order((kh * kw * inputs, out)).unwrap_or_default();
-    let mut now = Array2::zeros((data.rows.nrows(), out));
-    let parts = data.rows.axis_chunks_iter(Axis(0), ROWS_AT_ONCE).zip(now.axis_chunks_iter_mut(Axis(0), ROWS_AT_ONCE));
-    let parts: Vec<_> = parts.collect();
-    parts.into_par_iter().with_max_len(1).for_each(|(rows, mut now)| now.assign(&(rows.dot(&flat) + &bias)));
+    let mut now = factor::respond_to_rows(kernel, data.rows.view()) + &bias;
     if let Some(added) = &data.added {
         now += added;
     }

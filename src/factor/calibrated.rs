@@ -12,8 +12,8 @@
 //!
 //! Either by the Gram matrix of its smaller side: `Wᵀ·Σ̄·W` needs no square root of `Σ̄`.
 
-use super::joint::relative;
-use super::linalg::{Basis, Positive, leading_eigenvectors, symmetric_roots};
+use super::joint::{Cut, relative};
+use super::linalg::{Basis, Positive, leading_eigenvectors, product, symmetric_roots};
 use super::solve::{Term, chain, normalize, solve_first, solve_last};
 use super::target::{Seen, Target};
 use super::{Analysis, ChainForm, Factor, Factors, Kernels, Moment, Ownership, Side, compose};
@@ -40,32 +40,38 @@ pub fn analyse_calibrated<K: Kernels + ?Sized>(
 ) -> Result<Analysis, String> {
     let mut bases = Vec::with_capacity(chains.len());
     let mut shares = Vec::with_capacity(chains.len());
+    let mut cuts = Vec::with_capacity(chains.len());
     for form in chains {
+        let mut outputs = Vec::new();
         let blocks = seen.iter().enumerate().map(|(i, seen)| {
             let kernel = kernels.kernel(i);
             let target = Target::of_kernel(form, kernel.view(), seen);
+            if form.core.is_some() {
+                outputs.push(target.output_gram(form.unfolding.unfold(seen.weigh(kernel.view()).view()).view()));
+            }
             let matrix = form.unfolding.unfold(seen.weigh(kernel.view()).view()) * target.weight().sqrt();
             Block { matrix, metric: target.mean_block() }
         });
-        let (found, carried) = match (form.first, form.last) {
-            (Ownership::Own, Ownership::Own) => {
+        let (found, carried) = match (form.basis_side(), form.basis()) {
+            (Side::First, Ownership::Own) => {
                 let each = blocks.map(|b| common(&[b], keep)).collect::<Result<Vec<_>, String>>()?;
                 let (bases, shares): (Vec<Basis>, Vec<Vec<Vec<f64>>>) = each.into_iter().unzip();
                 (bases, shares.into_iter().flatten().collect())
             }
-            (Ownership::Shared, _) => {
+            (Side::First, Ownership::Shared) => {
                 let (basis, shares) = common(&blocks.collect::<Vec<_>>(), keep)?;
                 (vec![basis], shares)
             }
-            (Ownership::Own, Ownership::Shared) => {
+            (Side::Last, _) => {
                 let (basis, shares) = stacked(&blocks.collect::<Vec<_>>(), keep)?;
                 (vec![basis], shares)
             }
         };
         bases.push(found);
         shares.push(carried);
+        cuts.push(Cut::new(form, outputs.into_iter())?);
     }
-    Ok(Analysis::new(bases, shares))
+    Ok(Analysis::new(bases, shares, cuts))
 }
 
 /// The basis of a first factor common to all members, orthonormal in the mean of their metrics, and what share of each member's
@@ -81,7 +87,7 @@ fn common(blocks: &[Block], keep: usize) -> Result<(Basis, Vec<Vec<f64>>), Strin
     });
     let mut shares = Vec::new();
     if all.ncols() <= all.nrows() {
-        let gram = all.t().dot(&metric.dot(&all));
+        let gram = product(all.t(), product(metric.view(), all.view()).view());
         let Basis { vectors, spectrum } = leading_eigenvectors(&gram, keep)?;
         for place in places {
             let part = vectors.slice(s![place.clone(), ..]);
@@ -89,18 +95,18 @@ fn common(blocks: &[Block], keep: usize) -> Result<(Basis, Vec<Vec<f64>>), Strin
                 part.columns().into_iter().zip(&spectrum).map(|(v, l)| l * v.iter().map(|x| x * x).sum::<f64>());
             shares.push(relative(&energies.collect::<Vec<_>>(), gram.diag().slice(s![place]).sum()));
         }
-        let vectors = all.dot(&vectors) * &inverse_roots(&spectrum, vectors.ncols());
+        let vectors = product(all.view(), vectors.view()) * &inverse_roots(&spectrum, vectors.ncols());
         return Ok((Basis { vectors, spectrum }, shares));
     }
     let (root, inverse) = symmetric_roots(&metric, RANK_FLOOR)?;
-    let white = root.dot(&all);
-    let Basis { vectors, spectrum } = leading_eigenvectors(&white.dot(&white.t()), keep)?;
+    let white = product(root.view(), all.view());
+    let Basis { vectors, spectrum } = leading_eigenvectors(&product(white.view(), white.t()), keep)?;
     for place in places {
         let part = white.slice(s![.., place]);
-        let energies: Vec<f64> = squares(vectors.t().dot(&part).view());
+        let energies: Vec<f64> = squares(product(vectors.t(), part).view());
         shares.push(relative(&energies, part.iter().map(|x| x * x).sum()));
     }
-    Ok((Basis { vectors: inverse.dot(&vectors), spectrum }, shares))
+    Ok((Basis { vectors: product(inverse.view(), vectors.view()), spectrum }, shares))
 }
 
 /// The orthonormal basis of a last factor common to all members, and the shares as [`common`] gives them.
@@ -108,24 +114,25 @@ fn stacked(blocks: &[Block], keep: usize) -> Result<(Basis, Vec<Vec<f64>>), Stri
     let columns = blocks.first().map_or(0, |b| b.matrix.ncols());
     let rows: usize = blocks.iter().map(|b| b.matrix.nrows()).sum();
     if columns <= rows {
-        let grams: Vec<Array2<f64>> = blocks.iter().map(|b| b.matrix.t().dot(&b.metric.dot(&b.matrix))).collect();
+        let gram = |b: &Block| product(b.matrix.t(), product(b.metric.view(), b.matrix.view()).view());
+        let grams: Vec<Array2<f64>> = blocks.iter().map(gram).collect();
         let sum = grams.iter().fold(Array2::zeros((columns, columns)), |sum, g| sum + g);
         let basis = leading_eigenvectors(&sum, keep)?;
         let shares = grams.iter().map(|g| {
-            let energies = (&g.dot(&basis.vectors) * &basis.vectors).sum_axis(Axis(0));
+            let energies = (&product(g.view(), basis.vectors.view()) * &basis.vectors).sum_axis(Axis(0));
             relative(&energies.to_vec(), g.diag().sum())
         });
         let shares = shares.collect();
         return Ok((basis, shares));
     }
-    let white = blocks.iter().map(|b| Ok(symmetric_roots(&b.metric, RANK_FLOOR)?.0.dot(&b.matrix)));
+    let white = blocks.iter().map(|b| Ok(product(symmetric_roots(&b.metric, RANK_FLOOR)?.0.view(), b.matrix.view())));
     let white = white.collect::<Result<Vec<_>, String>>()?;
     let views: Vec<_> = white.iter().map(|w| w.view()).collect();
     let all = concatenate(Axis(0), &views).map_err(|e| e.to_string())?;
-    let Basis { vectors, spectrum } = leading_eigenvectors(&all.dot(&all.t()), keep)?;
-    let vectors = all.t().dot(&vectors) * &inverse_roots(&spectrum, vectors.ncols());
+    let Basis { vectors, spectrum } = leading_eigenvectors(&product(all.view(), all.t()), keep)?;
+    let vectors = product(all.t(), vectors.view()) * &inverse_roots(&spectrum, vectors.ncols());
     let shares = white.iter().map(|w| {
-        let energies = squares(w.dot(&vectors).t());
+        let energies = squares(product(w.view(), vectors.view()).t());
         relative(&energies, w.iter().map(|x| x * x).sum())
     });
     let shares = shares.collect();
@@ -161,18 +168,19 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
         (0..shapes.len()).map(|i| Target::of_kernel(&chains[0], kernels.kernel(i).view(), &seen[i])).collect();
     let mut terms: Vec<Term> = Vec::new();
     for (c, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
-        let bases = analysis.leading(c, rank)?;
-        terms.push(match form.basis_side() {
-            Side::First => Term { form: *form, a: bases, b: vec![Array2::zeros((0, 0))] },
+        let bases = analysis.leading(c, form.cuts(rank, shapes[0]).0)?;
+        let (a, b) = match form.basis_side() {
+            Side::First => (bases, vec![Array2::zeros((0, 0))]),
             Side::Last => {
                 let b: Vec<_> = bases.iter().map(|v| v.t().to_owned()).collect();
                 // Without the cross terms between offsets the best first factor is the projection.
                 let matrix = |i: usize| form.unfolding.unfold(seen[i].weigh(kernels.kernel(i).view()).view());
-                Term { form: *form, a: (0..shapes.len()).map(|i| matrix(i).dot(&bases[0])).collect(), b }
+                ((0..shapes.len()).map(|i| matrix(i).dot(&bases[0])).collect(), b)
             }
-        });
+        };
+        terms.push(Term { form: *form, a, b, cuts: Vec::new(), rank });
         if form.basis_side() == Side::First {
-            solve_last(&mut terms, c, &targets)?;
+            solve_last(&mut terms, c, &targets, true)?;
         } else if c > 0 {
             solve_first(&mut terms, c, &targets)?;
         }
@@ -180,7 +188,7 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
     for _ in 0..sweeps {
         for c in 0..terms.len() {
             solve_first(&mut terms, c, &targets)?;
-            solve_last(&mut terms, c, &targets)?;
+            solve_last(&mut terms, c, &targets, true)?;
         }
     }
     let errors = (0..shapes.len()).map(|i| error(&terms, i, &targets[i])).collect();
@@ -209,14 +217,27 @@ impl<'s> Refit<'s> {
             let first = |&(at, ..): &(usize, _, Seen<'s>)| {
                 form.unfolding.unfold_first(chain.factors[0].of(at).mapv(f64::from).view())
             };
-            let last = |(at, _, seen): &(usize, [usize; 4], Seen<'s>)| {
-                form.unfolding.unfold_last(seen.weigh(chain.factors[1].of(*at).mapv(f64::from).view()).view())
+            // The last kernel as it is weighed, behind what is between it and the first.
+            let weighed = |(at, _, seen): &(usize, [usize; 4], Seen<'s>), from: usize| {
+                let kernels = chain.factors[from..].iter().map(|f| f.of(*at).mapv(f64::from));
+                let product = kernels.reduce(|a, b| compose(a.view(), b.view())).unwrap_or_default();
+                seen.weigh(product.view())
+            };
+            let last = |member: &(usize, [usize; 4], Seen<'s>)| form.unfolding.unfold_last(weighed(member, 1).view());
+            let cut = |member: &(usize, [usize; 4], Seen<'s>)| {
+                weighed(member, 2).index_axis_move(Axis(3), 0).index_axis_move(Axis(2), 0)
             };
             let count = |ownership| if ownership == Ownership::Shared { 1 } else { members.len() };
+            let cuts: Vec<Array2<f64>> = match form.core {
+                Some(_) => members[..count(form.last)].iter().map(cut).collect(),
+                None => Vec::new(),
+            };
             Term {
                 form: *form,
                 a: members[..count(form.first)].iter().map(first).collect(),
-                b: members[..count(form.last)].iter().map(last).collect(),
+                b: members[..count(form.rest())].iter().map(last).collect(),
+                rank: cuts.first().map_or(0, |v| v.ncols()),
+                cuts,
             }
         });
         Self {
@@ -239,8 +260,8 @@ impl<'s> Refit<'s> {
                 if form.first == Ownership::Own || shared {
                     solve_first(&mut self.terms, c, &self.targets)?;
                 }
-                if form.last == Ownership::Own || shared {
-                    solve_last(&mut self.terms, c, &self.targets)?;
+                if form.rest() == Ownership::Own || shared {
+                    solve_last(&mut self.terms, c, &self.targets, shared)?;
                 }
             }
         }
@@ -277,7 +298,7 @@ impl<'s> Refit<'s> {
     /// A reason if an orthonormal basis cannot be found.
     pub fn store(mut self, factors: &mut Factors, shared: bool) -> Result<(), String> {
         for ((form, term), old) in self.chains.iter().zip(&mut self.terms).zip(&mut factors.chains) {
-            if shared || (form.first == Ownership::Own && form.last == Ownership::Own) {
+            if shared || !form.shares() {
                 normalize(term)?;
             }
             let new = chain(term, &self.shapes, &|at, kernel| self.seen[at].unweigh(kernel));

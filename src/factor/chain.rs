@@ -1,7 +1,9 @@
 //! The one representation of every scheme: for each member of a group, a sum of chains of factors, each
 //! factor the member's own or shared by all of them.
 
-use ndarray::{Array4, ArrayView4, s};
+use super::linalg::left_inverse;
+use super::{ChainForm, Ownership};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
 
 /// Kernels at one place of a chain, axes `out, in, kh, kw`, rounded to the f32 that is written.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +39,53 @@ impl Factor {
 pub struct Chain {
     /// From the input to the output.
     pub factors: Vec<Factor>,
+}
+
+/// `A: rows×r` and `B: r×columns` of one member.
+pub(super) type Pair<'p> = (ArrayView2<'p, f64>, ArrayView2<'p, f64>);
+
+impl Chain {
+    /// The kernels of matrices: `pair` gives those of a member, `cuts` hold `V: out×r` where the last factor is cut again, one or
+    /// one a member, and `finish` gets each last kernel before it is rounded.
+    pub(super) fn fold<'p>(
+        form: &ChainForm,
+        shapes: &[[usize; 4]],
+        pair: &dyn Fn(usize) -> Pair<'p>,
+        cuts: &[Array2<f64>],
+        finish: &dyn Fn(usize, Array4<f64>) -> Array4<f64>,
+    ) -> Self {
+        let factor = |ownership: Ownership, kernel: &dyn Fn(usize) -> Array4<f64>| {
+            let rounded = |i: usize| kernel(i).mapv(|x| x as f32);
+            match ownership {
+                Ownership::Shared => Factor::Shared(rounded(0)),
+                Ownership::Own => Factor::Own((0..shapes.len()).map(rounded).collect()),
+            }
+        };
+        let unfolding = form.unfolding;
+        let mut factors = vec![factor(form.first, &|i| unfolding.fold_first(pair(i).0, shapes[i]))];
+        match form.core {
+            None => factors.push(factor(form.last, &|i| finish(i, unfolding.fold_last(pair(i).1, shapes[i])))),
+            Some(core) => {
+                let v = |i: usize| &cuts[i.min(cuts.len() - 1)];
+                let cored = |i: usize| {
+                    let [_, inputs, kh, kw] = shapes[i];
+                    unfolding.fold_last(self::core(pair(i).1, v(i)).view(), [v(i).ncols(), inputs, kh, kw])
+                };
+                factors.push(factor(core, &cored));
+                let last = |i: usize| v(i).clone().insert_axis(Axis(2)).insert_axis(Axis(3));
+                factors.push(factor(form.last, &|i| finish(i, last(i))));
+            }
+        }
+        Self { factors }
+    }
+}
+
+/// The `C_l` with `C_l·Vᵀ` nearest to `B_l` for each offset l, beside each other as in `B`: `C_l = B_l·V·(VᵀV)⁻¹`.
+pub(super) fn core(b: ArrayView2<'_, f64>, v: &Array2<f64>) -> Array2<f64> {
+    let dual = left_inverse(v);
+    let parts: Vec<Array2<f64>> = b.axis_chunks_iter(Axis(1), v.nrows()).map(|part| part.dot(&dual.t())).collect();
+    let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+    ndarray::concatenate(Axis(1), &views).unwrap_or_default()
 }
 
 /// What stands for the kernels of a group: `Ŵᵢ = Σ chains`, each chain a composition of factors.

@@ -8,10 +8,13 @@
 //! A sum of several chains (Bi-JSVD) is solved in turns, each chain on what the others leave: one step of orthogonal
 //! iteration `Q ← orth(Σ Rᵢ·Rᵢᵀ·Q)`, then the projection. Both halves are exact least squares for the other, so the error
 //! never rises. All chains of a scheme use one unfolding.
+//!
+//! Where the last factor is cut again, `B_l = C_l·Vᵀ`, `V` spans the leading eigenvectors of `Σ_l B_lᵀ·B_l` (the higher-order SVD,
+//! truncated side after side; a shared `V` of the sum over the members).
 
-use super::linalg::{Basis, leading_basis, orthonormal};
-use super::{Chain, ChainForm, Factor, Factors, Ownership, Side};
-use ndarray::{Array2, Array4, ArrayView2, CowArray, Ix4, s};
+use super::linalg::{Basis, leading_basis, leading_eigenvectors, orthonormal};
+use super::{Chain, ChainForm, Factors, Ownership, Side, Unfolding};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, CowArray, Ix4, s};
 
 /// Orthogonal iterations that bring a chain from the basis of the whole to that of what the chains before it
 /// leave, before the turns begin.
@@ -45,28 +48,71 @@ pub struct Analysis {
     energy: f64,
     /// For each chain and member, how much of the member's own energy each vector of the basis carries.
     shares: Vec<Vec<Vec<f64>>>,
+    /// For each chain what its second cut leaves, where there is one.
+    cuts: Vec<Option<Cut>>,
+}
+
+/// Spectra of outputs, by which a last factor is cut again.
+#[derive(Debug, Clone)]
+pub(super) struct Cut {
+    /// Of each member, or of all together.
+    spectra: Vec<Vec<f64>>,
+    /// How much of each member's own energy each direction carries.
+    shares: Vec<Vec<f64>>,
+}
+
+impl Cut {
+    /// From the `out × out` Gram matrices of the members' outputs; nothing where a chain is cut once.
+    pub(super) fn new(form: &ChainForm, grams: impl Iterator<Item = Array2<f64>>) -> Result<Option<Self>, String> {
+        if form.core.is_none() {
+            return Ok(None);
+        }
+        let grams: Vec<Array2<f64>> = grams.collect();
+        let bases = output_bases(form.last, &grams, usize::MAX)?;
+        let shares = grams.iter().enumerate().map(|(i, gram)| {
+            let vectors = &bases[i.min(bases.len() - 1)].vectors;
+            let energies = (&gram.dot(vectors) * vectors).sum_axis(Axis(0));
+            relative(&energies.to_vec(), gram.diag().sum())
+        });
+        let shares = shares.collect();
+        Ok(Some(Self { spectra: bases.into_iter().map(|b| b.spectrum).collect(), shares }))
+    }
+}
+
+/// `V` of a second cut, one or one a member, from the Gram matrices of what the first cut leaves of the outputs.
+pub(super) fn output_bases(last: Ownership, grams: &[Array2<f64>], keep: usize) -> Result<Vec<Basis>, String> {
+    match last {
+        Ownership::Own => grams.iter().map(|gram| leading_eigenvectors(gram, keep)).collect(),
+        Ownership::Shared => {
+            let sum = grams.iter().cloned().reduce(|a, b| a + b).unwrap_or_default();
+            Ok(vec![leading_eigenvectors(&sum, keep)?])
+        }
+    }
 }
 
 impl Analysis {
     /// `shares` are those of each chain and member; they may be left out where nobody asks for a member's error.
-    pub(super) fn new(bases: Vec<Vec<Basis>>, shares: Vec<Vec<Vec<f64>>>) -> Self {
+    pub(super) fn new(bases: Vec<Vec<Basis>>, shares: Vec<Vec<Vec<f64>>>, cuts: Vec<Option<Cut>>) -> Self {
         // Every chain's spectra sum to the same whole.
         let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
-        Self { bases, energy, shares }
+        Self { bases, energy, shares, cuts }
     }
 
     /// Relative squared error to expect of one member at these ranks.
     pub(crate) fn member_error(&self, member: usize, ranks: &[usize]) -> f64 {
-        let left_over = self.shares.iter().zip(ranks).map(|(chain, &rank)| {
-            let kept: f64 = chain.get(member).map_or(0.0, |s| s.iter().take(rank).sum());
-            (1.0 - kept).clamp(0.0, 1.0)
+        let left_over = self.shares.iter().zip(&self.cuts).zip(ranks).map(|((chain, cut), &rank)| {
+            let lost = |shares: Option<&Vec<f64>>| 1.0 - shares.map_or(0.0, |s| s.iter().take(rank).sum());
+            let cut = cut.as_ref().map_or(0.0, |cut| lost(cut.shares.get(member)));
+            (lost(chain.get(member)) + cut).clamp(0.0, 1.0)
         });
         left_over.product()
     }
 
     /// The bases of a chain at a rank.
     pub(super) fn leading(&self, chain: usize, rank: usize) -> Result<Vec<Array2<f64>>, String> {
-        self.bases[chain].iter().map(|b| leading(b, rank)).collect()
+        // Cut twice, each side has a rank of its own, at most what there is.
+        let most = |b: &Basis| if self.cuts[chain].is_some() { b.vectors.ncols() } else { rank };
+        self.bases[chain].iter().map(|b| leading(b, rank.min(most(b)))).collect()
     }
 
     /// `Σ ‖Wᵢ‖²` of the group.
@@ -76,14 +122,16 @@ impl Analysis {
     }
 
     /// Squared error `Σ ‖Wᵢ − Ŵᵢ‖²` to expect at these ranks: `Σ σ²` beyond the rank, exact for one chain. For
-    /// several, the shares that each would leave on its own are multiplied, as if they were independent.
+    /// several, the shares that each would leave on its own are multiplied, as if they were independent; what two cuts of one
+    /// chain leave is added, which bounds it.
     #[must_use]
     pub fn error(&self, ranks: &[usize]) -> f64 {
         if self.energy <= 0.0 {
             return 0.0;
         }
-        let left_over = self.bases.iter().zip(ranks).map(|(bases, &rank)| {
-            let tails = bases.iter().map(|b| b.spectrum.iter().skip(rank).sum::<f64>());
+        let left_over = self.bases.iter().zip(&self.cuts).zip(ranks).map(|((bases, cut), &rank)| {
+            let spectra = bases.iter().map(|b| &b.spectrum).chain(cut.iter().flat_map(|cut| &cut.spectra));
+            let tails = spectra.map(|s| s.iter().skip(rank).sum::<f64>());
             (tails.sum::<f64>() / self.energy).clamp(0.0, 1.0)
         });
         self.energy * left_over.product::<f64>()
@@ -98,10 +146,11 @@ pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usi
     let members = kernels.shapes().len();
     let mut bases = Vec::new();
     let mut shares = Vec::new();
+    let mut cuts = Vec::new();
     for chain in chains {
         let sizes: Vec<_> = kernels.shapes().iter().map(|&s| oriented_shape(chain, s)).collect();
         let block = |i: usize| oriented(chain.basis_side(), unfolded(chain, kernels, i));
-        if chain.first == Ownership::Own && chain.last == Ownership::Own {
+        if chain.basis() == Ownership::Own {
             let each = (0..members).map(|i| leading_basis(&sizes[i..=i], &|_| block(i), keep));
             let each = each.collect::<Result<Vec<Basis>, String>>()?;
             shares.push(each.iter().map(|b| relative(&b.spectrum, b.spectrum.iter().sum())).collect());
@@ -117,8 +166,15 @@ pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usi
             shares.push(carried.collect());
             bases.push(vec![basis]);
         }
+        cuts.push(Cut::new(chain, (0..members).map(|i| output_gram(kernels.kernel(i).view())))?);
     }
-    Ok(Analysis::new(bases, shares))
+    Ok(Analysis::new(bases, shares, cuts))
+}
+
+/// `Σ w·wᵀ` of a kernel's outputs over all that they read.
+fn output_gram(kernel: ArrayView4<'_, f64>) -> Array2<f64> {
+    let flat = Unfolding::FILTER_BANK.unfold(kernel);
+    flat.t().dot(&flat)
 }
 
 /// Energies as shares of a whole.
@@ -141,7 +197,8 @@ pub fn factorize<K: Kernels + ?Sized>(
     let shapes = kernels.shapes();
     let mut terms = Vec::with_capacity(chains.len());
     for (at, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
-        terms.push(Term { form: *form, bases: analysis.leading(at, rank)?, coefficients: Vec::new() });
+        let bases = analysis.leading(at, form.cuts(rank, shapes[0]).0)?;
+        terms.push(Term { form: *form, rank, bases, coefficients: Vec::new(), cuts: Vec::new() });
     }
     if let [term] = &mut terms[..] {
         let coefficients = (0..shapes.len()).map(|i| {
@@ -149,11 +206,12 @@ pub fn factorize<K: Kernels + ?Sized>(
             Residual { matrix: &matrix, minus: Vec::new() }.project(term.form.basis_side(), term.basis(i))
         });
         term.coefficients = coefficients.collect();
+        term.cut(&shapes)?;
     } else {
         let matrices: Vec<Array2<f64>> = (0..shapes.len()).map(|i| unfolded(&chains[0], kernels, i)).collect();
         let warm_up = (0..terms.len()).flat_map(|at| std::iter::repeat_n(at, WARM_UP));
         let turns = (0..iterations).flat_map(|_| 0..chains.len());
-        warm_up.chain(turns).for_each(|at| improve(&mut terms, at, &matrices));
+        warm_up.chain(turns).try_for_each(|at| improve(&mut terms, at, &matrices, &shapes))?;
     }
     Ok(Factors { chains: terms.iter().map(|term| term.chain(&shapes)).collect() })
 }
@@ -190,8 +248,11 @@ fn leading(basis: &Basis, rank: usize) -> Result<Array2<f64>, String> {
 /// side `Cᵢ·Qᵀ`; the coefficients `Cᵢ` are the projection of what the other chains leave.
 struct Term {
     form: ChainForm,
+    rank: usize,
     bases: Vec<Array2<f64>>,
     coefficients: Vec<Array2<f64>>,
+    /// `V: out×r` of a second cut, one or one a member; none where the last factor stays whole.
+    cuts: Vec<Array2<f64>>,
 }
 
 impl Term {
@@ -208,26 +269,37 @@ impl Term {
         }
     }
 
+    /// Cuts the last factor again, if it is to be, and leaves of the coefficients what that keeps.
+    fn cut(&mut self, shapes: &[[usize; 4]]) -> Result<(), String> {
+        if self.form.core.is_none() {
+            return Ok(());
+        }
+        // The offsets are the outermost index of a coefficient's rows.
+        let stacks = self.coefficients.iter().zip(shapes).map(|(c, shape)| {
+            let parts: Vec<_> = c.axis_chunks_iter(Axis(0), shape[0]).collect();
+            ndarray::concatenate(Axis(1), &parts).map_err(|e| e.to_string())
+        });
+        let stacks = stacks.collect::<Result<Vec<_>, String>>()?;
+        let grams: Vec<Array2<f64>> = stacks.iter().map(|s| s.dot(&s.t())).collect();
+        self.cuts = output_bases(self.form.last, &grams, self.rank)?.into_iter().map(|b| b.vectors).collect();
+        for (i, c) in self.coefficients.iter_mut().enumerate() {
+            let v = &self.cuts[i.min(self.cuts.len() - 1)];
+            for mut part in c.axis_chunks_iter_mut(Axis(0), v.nrows()) {
+                let kept = v.dot(&v.t().dot(&part));
+                part.assign(&kept);
+            }
+        }
+        Ok(())
+    }
+
     /// The factors as the kernels that are written.
     fn chain(&self, shapes: &[[usize; 4]]) -> Chain {
-        let place = |side: Side, member: usize| {
-            let (a, b) = self.factors(member);
-            let kernel = match side {
-                Side::First => self.form.unfolding.fold_first(a, shapes[member]),
-                Side::Last => self.form.unfolding.fold_last(b, shapes[member]),
-            };
-            kernel.mapv(|x| x as f32)
-        };
-        let factor = |side: Side, ownership: Ownership| match ownership {
-            Ownership::Shared => Factor::Shared(place(side, 0)),
-            Ownership::Own => Factor::Own((0..shapes.len()).map(|i| place(side, i)).collect()),
-        };
-        Chain { factors: vec![factor(Side::First, self.form.first), factor(Side::Last, self.form.last)] }
+        Chain::fold(&self.form, shapes, &|i| self.factors(i), &self.cuts, &|_, kernel| kernel)
     }
 }
 
 /// One turn of the chain at `at` on what the other chains leave of the matrices.
-fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>]) {
+fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>], shapes: &[[usize; 4]]) -> Result<(), String> {
     let side = terms[at].form.basis_side();
     let solved = || terms.iter().enumerate().filter(|(t, term)| *t != at && !term.coefficients.is_empty());
     let residual =
@@ -244,6 +316,7 @@ fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>]) {
     let coefficients = (0..n).map(|i| residual(i).project(side, &bases[i.min(bases.len() - 1)])).collect();
     terms[at].bases = bases;
     terms[at].coefficients = coefficients;
+    terms[at].cut(shapes)
 }
 
 /// `R = M − Σ A·B`, never formed.

@@ -2,9 +2,11 @@
 //!
 //! What runs on several threads is cut into the same parts whatever their number, so that results never depend on it.
 
+use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul as triangular_matmul};
-use faer::{Accum, Mat, MatRef, Par, Side as Half};
-use ndarray::{Array2, ArrayView2, Axis};
+use faer::traits::ComplexField;
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side as Half};
+use ndarray::{Array2, ArrayView2, Axis, LinalgScalar};
 use rayon::prelude::*;
 
 /// A basis of the leading left singular vectors of stacked matrices and their whole spectrum.
@@ -63,8 +65,14 @@ pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
 /// `Q·R` of the columns.
 pub(super) fn orthonormal_with_rest(columns: ArrayView2<'_, f64>) -> (Array2<f64>, Array2<f64>) {
     let q = orthonormal(columns);
-    let rest = q.t().dot(&columns);
+    let rest = product(q.t(), columns);
     (q, rest)
+}
+
+/// `(VᵀV)⁻¹·Vᵀ`; columns that depend on others get next to nothing.
+pub(super) fn left_inverse(v: &Array2<f64>) -> Array2<f64> {
+    let transposed = v.t().to_owned();
+    Positive::new(&transposed.dot(v), INVERSE_RIDGE).map_or_else(|_| transposed.clone(), |gram| gram.solve(&transposed))
 }
 
 /// `M^½` and `M^-½` of a positive semidefinite matrix; directions of less than `floor` times the largest eigenvalue are left
@@ -76,7 +84,7 @@ pub(super) fn symmetric_roots(m: &Array2<f64>, floor: f64) -> Result<(Array2<f64
     let least = floor * values.first().copied().unwrap_or(0.0);
     let scaled = |power: f64| {
         let weights = values.iter().map(|&v| if v > least { v.powf(power) } else { 0.0 });
-        (&vectors * &ndarray::Array1::from_iter(weights)).dot(&vectors.t())
+        product((&vectors * &ndarray::Array1::from_iter(weights)).view(), vectors.t())
     };
     Ok((scaled(0.5), scaled(-0.5)))
 }
@@ -112,6 +120,29 @@ impl Positive {
     }
 }
 
+/// Added to the diagonal of `VᵀV`, relative to its mean.
+const INVERSE_RIDGE: f64 = 1e-13;
+
+/// Rows of a product that a thread computes at a time.
+const PRODUCT_ROWS: usize = 512;
+
+/// `m·x`, rows in memory one after the other.
+pub(super) fn product<T: ComplexField + LinalgScalar>(m: ArrayView2<'_, T>, x: ArrayView2<'_, T>) -> Array2<T> {
+    let columns = x.ncols();
+    let (mut left, mut right) = (Mat::new(), Mat::new());
+    let (m, x) = (seen(m, &mut left), seen(x, &mut right));
+    let mut product = Array2::zeros((m.nrows(), columns));
+    let places = product.axis_chunks_iter_mut(Axis(0), PRODUCT_ROWS).enumerate().collect::<Vec<_>>();
+    places.into_par_iter().with_max_len(1).for_each(|(at, mut place)| {
+        let rows = place.nrows();
+        // Rows of a new array are one after the other.
+        let Some(place) = place.as_slice_mut() else { return };
+        let place = MatMut::from_row_major_slice_mut(place, rows, columns);
+        matmul(place, Accum::Replace, m.subrows(at * PRODUCT_ROWS, rows), x, T::one(), Par::Seq);
+    });
+    product
+}
+
 /// Rows whose product is summed in f32, and that a thread takes at a time.
 const ROWS_AT_ONCE: usize = 8192;
 
@@ -120,14 +151,8 @@ pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
     let columns = x.ncols();
     let gram = |part: ArrayView2<'_, f32>| {
         let mut gram = Mat::<f32>::zeros(columns, columns);
-        let copy;
-        let part = match part.to_slice() {
-            Some(rows_first) => MatRef::from_row_major_slice(rows_first, part.nrows(), columns),
-            None => {
-                copy = Mat::from_fn(part.nrows(), columns, |i, j| part[[i, j]]);
-                copy.as_ref()
-            }
-        };
+        let mut copy = Mat::new();
+        let part = seen(part, &mut copy);
         triangular_matmul(
             gram.as_mut(),
             BlockStructure::TriangularLower,
@@ -152,24 +177,25 @@ pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
 pub(super) fn add_product_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
     let parts = x.axis_chunks_iter(Axis(0), ROWS_AT_ONCE).zip(y.axis_chunks_iter(Axis(0), ROWS_AT_ONCE));
     let parts: Vec<_> = parts.collect();
-    for product in parts.into_par_iter().with_max_len(1).map(|(x, y)| x.t().dot(&y)).collect::<Vec<_>>() {
+    let product_of = |(x, y): (ArrayView2<'_, f32>, ArrayView2<'_, f32>)| {
+        let (mut left, mut right) = (Mat::new(), Mat::new());
+        let mut product = Array2::zeros((x.ncols(), y.ncols()));
+        if let Some(place) = product.as_slice_mut() {
+            let place = MatMut::from_row_major_slice_mut(place, x.ncols(), y.ncols());
+            let (x, y) = (seen(x, &mut left), seen(y, &mut right));
+            matmul(place, Accum::Replace, x.transpose(), y, 1.0, Par::Seq);
+        }
+        product
+    };
+    for product in parts.into_par_iter().with_max_len(1).map(product_of).collect::<Vec<Array2<f32>>>() {
         sum.zip_mut_with(&product, |s, &p| *s += f64::from(p));
     }
 }
 
 /// `gram += m·mᵀ`, lower half.
 fn add_gram(gram: &mut Mat<f64>, m: ArrayView2<'_, f64>) {
-    let (rows, columns) = m.dim();
-    let copy;
-    // Both memory orders are seen as they are; anything else is copied.
-    let m = match (m.to_slice(), m.reversed_axes().to_slice()) {
-        (Some(rows_first), _) => MatRef::from_row_major_slice(rows_first, rows, columns),
-        (None, Some(columns_first)) => MatRef::from_column_major_slice(columns_first, rows, columns),
-        (None, None) => {
-            copy = matrix(m);
-            copy.as_ref()
-        }
-    };
+    let mut copy = Mat::new();
+    let m = seen(m, &mut copy);
     triangular_matmul(
         gram.as_mut(),
         BlockStructure::TriangularLower,
@@ -208,7 +234,20 @@ fn owned(matrix: MatRef<'_, f64>) -> Array2<f64> {
     Array2::from_shape_fn((matrix.nrows(), matrix.ncols()), |(i, j)| matrix[(i, j)])
 }
 
-/// An array as faer sees it, whatever its layout in memory.
+/// An array as faer sees it: both memory orders as they are, anything else copied.
+fn seen<'v, T: Copy>(array: ArrayView2<'v, T>, copy: &'v mut Mat<T>) -> MatRef<'v, T> {
+    let (rows, columns) = array.dim();
+    match (array.to_slice(), array.reversed_axes().to_slice()) {
+        (Some(rows_first), _) => MatRef::from_row_major_slice(rows_first, rows, columns),
+        (None, Some(columns_first)) => MatRef::from_column_major_slice(columns_first, rows, columns),
+        (None, None) => {
+            *copy = Mat::from_fn(rows, columns, |i, j| array[[i, j]]);
+            copy.as_ref()
+        }
+    }
+}
+
+/// An array with its own copy of the elements.
 fn matrix(array: ArrayView2<'_, f64>) -> Mat<f64> {
     Mat::from_fn(array.nrows(), array.ncols(), |i, j| array[[i, j]])
 }

@@ -1,7 +1,7 @@
 //! What a convolution sees: first and second moments of the rows of its input's im2col matrix, and of those rows with
 //! what the output should be.
 
-use super::linalg::{add_gram_f32, add_product_f32};
+use super::linalg::{add_gram_f32, add_product_f32, product};
 use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 
 /// Kernel size, strides, dilations and pads of a convolution: all that turns an input into rows.
@@ -65,8 +65,8 @@ pub struct Moment {
     x: Array1<f64>,
     /// `Σ x·xᵀ`, lower half; empty once it is narrow.
     xx: Array2<f64>,
-    /// The same in f32, where no more rows are to come.
-    narrow: Option<Array2<f32>>,
+    /// The same in f32, row after row of the lower half, where no more rows are to come.
+    narrow: Option<Vec<f32>>,
     y: Array1<f64>,
     xy: Array2<f64>,
     /// `Σ y·yᵀ`, lower half.
@@ -104,11 +104,29 @@ impl Moment {
         add_product_f32(&mut self.xy, x, y);
     }
 
-    /// Keeps `Σ x·xᵀ` in half the memory from now on: for one that gets no more rows. What that rounds off is far below what a
+    /// Keeps `Σ x·xᵀ` in a quarter of the memory from now on: for one that gets no more rows. What that rounds off is far below what a
     /// covariance gets as a ridge.
     pub fn narrow(&mut self) {
-        self.narrow = Some(self.xx.mapv(|sum| sum as f32));
+        let rows = self.xx.outer_iter().enumerate();
+        self.narrow = Some(rows.flat_map(|(i, row)| row.slice_move(s![..=i]).mapv(|sum| sum as f32)).collect());
         self.xx = Array2::zeros((0, 0));
+    }
+
+    /// Rows, `Σ x` and the lower half of `Σ x·xᵀ` of one that is narrow and has no outputs.
+    pub(crate) fn stored(&self) -> Option<(f64, &[f64], &[f32])> {
+        self.narrow.as_ref().filter(|_| self.y.is_empty()).and_then(|xx| Some((self.rows, self.x.as_slice()?, &xx[..])))
+    }
+
+    /// The same from what [`Moment::stored`] gave; none if the sizes contradict each other.
+    pub(crate) fn from_stored((rows, x, xx): (f64, Vec<f64>, Vec<f32>)) -> Option<Self> {
+        let n = x.len();
+        let fits = n.checked_mul(n + 1).is_some_and(|twice| twice / 2 == xx.len());
+        if !fits {
+            return None;
+        }
+        let mut moment = Self::new(0, 0);
+        (moment.rows, moment.x, moment.narrow) = (rows, Array1::from(x), Some(xx));
+        Some(moment)
     }
 
     /// Replaces all outputs; `x` are all rows that were added.
@@ -136,7 +154,7 @@ impl Moment {
     pub fn covariance(&self, order: &[usize]) -> Array2<f64> {
         let (mean, n) = (self.mean(), self.rows.max(1.0));
         match &self.narrow {
-            Some(sums) => centred(&|i, j| f64::from(sums[[i, j]]), &mean, n, order),
+            Some(sums) => centred(&|i, j| f64::from(sums[i * (i + 1) / 2 + j]), &mean, n, order),
             None => centred(&|i, j| self.xx[[i, j]], &mean, n, order),
         }
     }
@@ -172,6 +190,16 @@ pub fn respond(kernel: &Array4<f64>, row: &Array1<f64>) -> Vec<f64> {
         .outer_iter()
         .map(|filter| filter.indexed_iter().map(|((i, y, x), w)| w * row[(y * kw + x) * inputs + i]).sum());
     each.collect()
+}
+
+/// What a kernel `[out, in, kh, kw]` makes of many rows in im2col order, `rows × out`.
+#[must_use]
+pub fn respond_to_rows(kernel: &Array4<f64>, rows: ArrayView2<'_, f32>) -> Array2<f32> {
+    let (out, inputs, kh, kw) = kernel.dim();
+    // im2col order (kh, kw, in).
+    let flat = kernel.view().permuted_axes([2, 3, 1, 0]).as_standard_layout().mapv(|x| x as f32);
+    let flat = flat.into_shape_with_order((kh * kw * inputs, out)).unwrap_or_default();
+    product(rows, flat.view())
 }
 
 #[cfg(test)]

@@ -11,23 +11,64 @@ pub enum Ownership {
     Shared,
 }
 
-/// One chain of two factors `A·B`, as a scheme asks for it.
+/// One chain of two factors `A·B`, or of three `A·C·Vᵀ`, as a scheme asks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChainForm {
     /// How kernels become matrices.
     pub unfolding: Unfolding,
     /// Ownership of `A`, the first convolution.
     pub first: Ownership,
-    /// Ownership of `B`, the last convolution.
+    /// Ownership of `C`, the core in the middle, where there are three.
+    pub core: Option<Ownership>,
+    /// Ownership of `B`, or of `V`: the last convolution.
     pub last: Ownership,
 }
 
 impl ChainForm {
     /// The side whose factor is an orthonormal basis; the other factor is the projection on it and carries
-    /// the singular values. A shared factor is always the basis.
+    /// the singular values. Of two factors a shared one is always the basis.
     #[must_use]
     pub fn basis_side(&self) -> Side {
-        if self.last == Ownership::Shared { Side::Last } else { Side::First }
+        if self.last == Ownership::Shared && self.core.is_none() { Side::Last } else { Side::First }
+    }
+
+    /// Ownership of the factor on that side.
+    #[must_use]
+    pub fn basis(&self) -> Ownership {
+        if self.basis_side() == Side::First { self.first } else { self.last }
+    }
+
+    /// Ownership of all that follows the first factor, taken together.
+    pub(super) fn rest(&self) -> Ownership {
+        if self.core == Some(Ownership::Own) { Ownership::Own } else { self.last }
+    }
+
+    /// Whether any factor is shared.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        [Some(self.first), self.core, Some(self.last)].contains(&Some(Ownership::Shared))
+    }
+
+    /// Ranks behind the first factor and, of three, in front of the last one for a rank of the chain: none is larger than what it
+    /// cuts.
+    pub(super) fn cuts(&self, rank: usize, shape: [usize; 4]) -> (usize, usize) {
+        match self.core {
+            None => (rank, rank),
+            Some(_) => (rank.min(self.unfolding.matrix_shape(shape).0), rank.min(shape[0])),
+        }
+    }
+
+    /// Ownership and elements of each factor for a kernel of this shape.
+    fn sizes(&self, rank: usize, shape: [usize; 4]) -> Vec<(Ownership, usize)> {
+        let (rows, columns) = self.unfolding.matrix_shape(shape);
+        let (first, last) = self.cuts(rank, shape);
+        match self.core {
+            None => vec![(self.first, rows * first), (self.last, last * columns)],
+            Some(core) => {
+                let offsets = columns / shape[0].max(1);
+                vec![(self.first, rows * first), (core, first * offsets * last), (self.last, last * shape[0])]
+            }
+        }
     }
 }
 
@@ -95,11 +136,14 @@ impl Form {
     #[must_use]
     pub fn chains(self) -> Vec<ChainForm> {
         use Ownership::{Own, Shared};
-        let chain = |first, last| ChainForm { unfolding: self.unfolding, first, last };
+        let core = self.unfolding.twice.then_some(Own);
+        let chain = |first, last| ChainForm { unfolding: self.unfolding, first, core, last };
         match self.scheme {
             Scheme::Separate => vec![chain(Own, Own)],
             Scheme::LeftShared => vec![chain(Shared, Own)],
             Scheme::RightShared | Scheme::RightSharedWithFirst => vec![chain(Own, Shared)],
+            // Of three factors both outer ones can be shared at once.
+            Scheme::BothShared { .. } if core.is_some() => vec![chain(Shared, Shared)],
             Scheme::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
             Scheme::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
             Scheme::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
@@ -110,7 +154,7 @@ impl Form {
     #[must_use]
     pub fn ranks(self, total: usize) -> Vec<usize> {
         match self.scheme {
-            Scheme::BothShared { split } if split > 0.0 && split < 1.0 => {
+            Scheme::BothShared { split } if split > 0.0 && split < 1.0 && !self.unfolding.twice => {
                 let left = (split * total as f64).round() as usize;
                 let left = left.clamp(1, total.max(2) - 1);
                 vec![left, total.max(2) - left]
@@ -143,18 +187,15 @@ impl std::fmt::Display for Form {
     }
 }
 
-/// Elements stored for kernels of these shapes: `Σ r·rows` and `Σ r·columns`, a shared factor once.
+/// Elements stored for kernels of these shapes: each factor once a member, a shared one once.
 #[must_use]
 pub fn parameters(chains: &[ChainForm], ranks: &[usize], shapes: &[[usize; 4]]) -> u64 {
-    let stored = |ownership: Ownership, sizes: &mut dyn Iterator<Item = usize>| match ownership {
-        Ownership::Own => sizes.sum::<usize>(),
-        Ownership::Shared => sizes.next().unwrap_or(0),
-    };
-    let chains = chains.iter().zip(ranks).map(|(chain, rank)| {
-        let sizes = || shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
-        let first = stored(chain.first, &mut sizes().map(|(rows, _)| rows));
-        let last = stored(chain.last, &mut sizes().map(|(_, columns)| columns));
-        rank * (first + last)
+    let chains = chains.iter().zip(ranks).map(|(chain, &rank)| {
+        let each = shapes.iter().enumerate().flat_map(|(at, &shape)| {
+            let stored = move |(ownership, _): &(Ownership, usize)| at == 0 || *ownership == Ownership::Own;
+            chain.sizes(rank, shape).into_iter().filter(stored).map(|(_, size)| size)
+        });
+        each.sum::<usize>()
     });
     chains.sum::<usize>() as u64
 }
@@ -163,13 +204,15 @@ pub fn parameters(chains: &[ChainForm], ranks: &[usize], shapes: &[[usize; 4]]) 
 /// value is as large as the input along the axes that the last factor slides over, and as the output along the others.
 #[must_use]
 pub fn macs(chains: &[ChainForm], ranks: &[usize], shape: [usize; 4], input: [usize; 2], output: [usize; 2]) -> u64 {
-    let chains = chains.iter().zip(ranks).map(|(chain, rank)| {
-        let (rows, columns) = chain.unfolding.matrix_shape(shape);
+    let chains = chains.iter().zip(ranks).map(|(chain, &rank)| {
         let (_, last) = chain.unfolding.extents(shape);
         let between = |axis: usize| if last[axis] > 1 { input[axis] } else { output[axis] } as u64;
         let product = |factors: &[u64]| factors.iter().fold(1u64, |n, &f| n.saturating_mul(f));
-        let first = product(&[*rank as u64, rows as u64, between(0), between(1)]);
-        first.saturating_add(product(&[*rank as u64, columns as u64, output[0] as u64, output[1] as u64]))
+        let each = chain.sizes(rank, shape).into_iter().enumerate().map(|(at, (_, size))| match at {
+            0 => product(&[size as u64, between(0), between(1)]),
+            _ => product(&[size as u64, output[0] as u64, output[1] as u64]),
+        });
+        each.fold(0, u64::saturating_add)
     });
     chains.fold(0, u64::saturating_add)
 }

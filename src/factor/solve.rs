@@ -7,13 +7,18 @@
 //! * `A` given `B`: `Σ_{l,m} Σ_lm·A·(B_m·B_lᵀ) = Σ_l C_l·B_lᵀ`, by conjugate gradients from the last `A`, preconditioned with
 //!   `Σ̄⁻¹ · (Σ_l B_l·B_lᵀ)⁻¹`, which is the solution where offsets do not correlate;
 //!
+//! * where the last factor is cut again, `B_l = C_l·Vᵀ`, `V` spans the leading eigenvectors of `BᵀTᵀΣTB` of that `B`, which is the
+//!   best of its rank (reduced-rank regression), and a shared one those of the sum over the members; `C_l = B_l·V`;
+//!
 //! where `C = Σ·W`, or, when a layer is refitted on inputs `x̂` that an already compressed network gives, `C = E[x̂·yᵀ]`.
 //! A shared factor's equations are the sums over the members, each weighted by `1 / E‖y‖²`. Of several chains each is
 //! fitted to what the others leave.
 
-use super::linalg::{Positive, orthonormal_with_rest};
+use super::chain::core;
+use super::joint::output_bases;
+use super::linalg::{Positive, orthonormal_with_rest, product};
 use super::target::Target;
-use super::{Chain, ChainForm, Factor, Ownership};
+use super::{Chain, ChainForm, Ownership, Side};
 use ndarray::{Array2, Array4, ArrayView4, s};
 
 /// Conjugate-gradient steps for one update of a first factor.
@@ -26,7 +31,12 @@ const RIDGE: f64 = 1e-7;
 pub(super) struct Term {
     pub(super) form: ChainForm,
     pub(super) a: Vec<Array2<f64>>,
+    /// `B`, also where it is `C·Vᵀ`.
     pub(super) b: Vec<Array2<f64>>,
+    /// `V: out×r` of a second cut, one or one a member.
+    pub(super) cuts: Vec<Array2<f64>>,
+    /// Its rank, at most.
+    pub(super) rank: usize,
 }
 
 impl Term {
@@ -41,10 +51,11 @@ fn remaining(terms: &[Term], at: usize, member: usize, target: &Target) -> Array
     others.fold(target.product.clone(), |left, (a, b)| if b.is_empty() { left } else { left - target.image(a, b) })
 }
 
-/// Last factors of a chain, directly.
-pub(super) fn solve_last(terms: &mut [Term], at: usize, targets: &[Target]) -> Result<(), String> {
-    let shared = terms[at].form.last == Ownership::Shared;
-    let mut solved: Vec<Array2<f64>> = Vec::new();
+/// Last factors of a chain, directly; a shared `V` of a second cut only if it may `move`.
+pub(super) fn solve_last(terms: &mut [Term], at: usize, targets: &[Target], moves: bool) -> Result<(), String> {
+    let shared = terms[at].form.rest() == Ownership::Shared;
+    // Each with what weighs a deviation of it, `TᵀΣT`.
+    let mut solved: Vec<(Array2<f64>, Array2<f64>)> = Vec::new();
     let mut sum: Option<(Array2<f64>, Array2<f64>)> = None;
     for (i, target) in targets.iter().enumerate() {
         let a = terms[at].of(i).0;
@@ -55,8 +66,8 @@ pub(super) fn solve_last(terms: &mut [Term], at: usize, targets: &[Target]) -> R
         let mut right = Array2::zeros((offsets * rank, left.ncols()));
         for l in 0..offsets {
             let rows = l * rank..(l + 1) * rank;
-            gram.slice_mut(s![rows.clone(), ..]).assign(&a.t().dot(&images.slice(s![target.block(l), ..])));
-            right.slice_mut(s![rows, ..]).assign(&a.t().dot(&left.slice(s![target.block(l), ..])));
+            gram.slice_mut(s![rows.clone(), ..]).assign(&product(a.t(), images.slice(s![target.block(l), ..])));
+            right.slice_mut(s![rows, ..]).assign(&product(a.t(), left.slice(s![target.block(l), ..])));
         }
         if shared {
             let (g, r) = (gram * target.weight(), right * target.weight());
@@ -65,13 +76,25 @@ pub(super) fn solve_last(terms: &mut [Term], at: usize, targets: &[Target]) -> R
                 None => (g, r),
             });
         } else {
-            solved.push(beside(&Positive::new(&gram, RIDGE)?.solve(&right), offsets));
+            solved.push((Positive::new(&gram, RIDGE)?.solve(&right), gram * target.weight()));
         }
     }
     if let Some((gram, right)) = sum {
-        solved.push(beside(&Positive::new(&gram, RIDGE)?.solve(&right), targets[0].offsets()));
+        solved.push((Positive::new(&gram, RIDGE)?.solve(&right), gram));
     }
-    terms[at].b = solved;
+    let term = &mut terms[at];
+    if term.form.core.is_some() {
+        if term.form.last == Ownership::Own || moves {
+            let grams: Vec<Array2<f64>> =
+                solved.iter().map(|(b, gram)| product(b.t(), product(gram.view(), b.view()).view())).collect();
+            term.cuts = output_bases(term.form.last, &grams, term.rank)?.into_iter().map(|b| b.vectors).collect();
+        }
+        for (i, (b, _)) in solved.iter_mut().enumerate() {
+            let v = &term.cuts[i.min(term.cuts.len() - 1)];
+            *b = core(b.view(), v).dot(&v.t());
+        }
+    }
+    term.b = solved.iter().map(|(b, _)| beside(b, targets[0].offsets())).collect();
     Ok(())
 }
 
@@ -102,7 +125,7 @@ pub(super) fn solve_first(terms: &mut [Term], at: usize, targets: &[Target]) -> 
             let part = |l: usize| b.slice(s![.., l * out..(l + 1) * out]);
             let left = remaining(terms, at, i, target);
             for l in 0..offsets {
-                let term = left.slice(s![target.block(l), ..]).dot(&part(l).t()) * target.weight();
+                let term = product(left.slice(s![target.block(l), ..]), part(l).t()) * target.weight();
                 right = Some(right.map_or(term.clone(), |r| r + term));
             }
             // For each l, the B_m·B_lᵀ of all m on top of each other.
@@ -110,7 +133,7 @@ pub(super) fn solve_first(terms: &mut [Term], at: usize, targets: &[Target]) -> 
             for l in 0..offsets {
                 let mut pair = Array2::zeros((offsets * rank, rank));
                 for m in 0..offsets {
-                    let product = part(m).dot(&part(l).t()) * target.weight();
+                    let product = product(part(m), part(l).t()) * target.weight();
                     pair.slice_mut(s![m * rank..(m + 1) * rank, ..]).assign(&product);
                     if l == m {
                         diagonal += &product;
@@ -125,7 +148,7 @@ pub(super) fn solve_first(terms: &mut [Term], at: usize, targets: &[Target]) -> 
             for (target, pairs) in &products {
                 let images = target.metric_times(a);
                 for (l, pair) in pairs.iter().enumerate() {
-                    sum += &images.slice(s![target.block(l), ..]).dot(pair);
+                    sum += &product(images.slice(s![target.block(l), ..]), pair.view());
                 }
             }
             sum
@@ -178,7 +201,7 @@ fn conjugate_gradients(
 
 /// Makes the basis side orthonormal, its scale moved to the other factor.
 pub(super) fn normalize(term: &mut Term) -> Result<(), String> {
-    if term.form.last == Ownership::Shared {
+    if term.form.basis_side() == Side::Last {
         let (q, rest) = orthonormal_with_rest(term.b[0].t());
         term.b[0] = q.reversed_axes();
         term.a.iter_mut().for_each(|a| *a = a.dot(&rest.t()));
@@ -202,12 +225,9 @@ pub(super) fn chain(
     shapes: &[[usize; 4]],
     finish: &dyn Fn(usize, ArrayView4<'_, f64>) -> Array4<f64>,
 ) -> Chain {
-    let unfolding = term.form.unfolding;
-    let first = |i: usize| unfolding.fold_first(term.of(i).0.view(), shapes[i]).mapv(|x| x as f32);
-    let last = |i: usize| finish(i, unfolding.fold_last(term.of(i).1.view(), shapes[i]).view()).mapv(|x| x as f32);
-    let factor = |ownership: Ownership, make: &dyn Fn(usize) -> Array4<f32>| match ownership {
-        Ownership::Shared => Factor::Shared(make(0)),
-        Ownership::Own => Factor::Own((0..shapes.len()).map(make).collect()),
+    let pair = |i: usize| {
+        let (a, b) = term.of(i);
+        (a.view(), b.view())
     };
-    Chain { factors: vec![factor(term.form.first, &first), factor(term.form.last, &last)] }
+    Chain::fold(&term.form, shapes, &pair, &term.cuts, &|i, kernel| finish(i, kernel.view()))
 }

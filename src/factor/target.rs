@@ -1,6 +1,6 @@
 //! What the factors of one member are fitted to, and in which norm.
 
-use super::linalg::{Positive, symmetric_roots};
+use super::linalg::{Positive, product, symmetric_roots};
 use super::{ChainForm, Moment};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
 use std::sync::OnceLock;
@@ -64,7 +64,7 @@ fn mix(kernel: ArrayView4<'_, f64>, matrix: Option<&Array2<f64>>) -> Array4<f64>
     let Some(matrix) = matrix else { return kernel.to_owned() };
     let (out, inputs, kh, kw) = kernel.dim();
     let flat = kernel.as_standard_layout().into_owned().into_shape_with_order((out, inputs * kh * kw));
-    let mixed = matrix.dot(&flat.unwrap_or_default());
+    let mixed = product(matrix.view(), flat.unwrap_or_default().view());
     // The product has the same shape.
     mixed.into_shape_with_order((out, inputs, kh, kw)).unwrap_or_default()
 }
@@ -89,7 +89,7 @@ impl Target {
         let shape: [usize; 4] = kernel.dim().into();
         let metric = regular(seen.moment.covariance(&order(form, shape)));
         let stacked = stacked(form.unfolding.unfold(kernel.view()).view(), shape[0]);
-        let product = metric.dot(&stacked);
+        let product = product(metric.view(), stacked.view());
         let energy = (&stacked * &product).sum();
         Self::new(form, shape, metric, product, energy)
     }
@@ -104,13 +104,13 @@ impl Target {
 
     /// Other outputs on the same inputs.
     pub(super) fn set_outputs(&mut self, form: &ChainForm, shape: [usize; 4], seen: &Seen<'_>) {
-        let product = seen.moment.cross_covariance().select(Axis(0), &order(form, shape));
+        let cross = seen.moment.cross_covariance().select(Axis(0), &order(form, shape));
         (self.product, self.energy) = match seen.output {
-            None => (product, seen.moment.output_covariance().diag().sum()),
+            None => (cross, seen.moment.output_covariance().diag().sum()),
             Some(norm) => {
                 // tr G^½·E[y·yᵀ]·G^½
-                let energy = (&norm.root.dot(&seen.moment.output_covariance()) * &norm.root).sum();
-                (product.dot(&norm.root), energy)
+                let energy = (&product(norm.root.view(), seen.moment.output_covariance().view()) * &norm.root).sum();
+                (product(cross.view(), norm.root.view()), energy)
             }
         };
     }
@@ -122,6 +122,11 @@ impl Target {
 
     pub(super) fn offsets(&self) -> usize {
         self.metric.nrows() / self.rows
+    }
+
+    /// `Wᵀ·Σ·W / E‖y‖²`, `out × out`, of the kernel's matrix as the first form unfolds it.
+    pub(super) fn output_gram(&self, matrix: ArrayView2<'_, f64>) -> Array2<f64> {
+        product(self.stack(matrix).t(), self.product.view()) * self.weight()
     }
 
     /// `1 / E‖y‖²`; an output that never varies weighs nothing.
@@ -150,9 +155,7 @@ impl Target {
         let (all, offsets) = (self.metric.nrows(), self.offsets());
         // A row of Σ holds the offsets one after the other, so it is as many rows for A.
         let flat = self.metric.view().into_shape_with_order((all * offsets, self.rows));
-        let image = flat.map(|m| m.dot(a)).unwrap_or_default();
-        // Of a single row the product may come column by column.
-        let image = image.as_standard_layout().into_owned();
+        let image = flat.map(|m| product(m, a.view())).unwrap_or_default();
         image.into_shape_with_order((all, offsets * a.ncols())).unwrap_or_default()
     }
 
@@ -161,7 +164,7 @@ impl Target {
         let (rank, out) = (a.ncols(), b.ncols() / self.offsets());
         let terms = self.metric_times(a);
         let part =
-            |l: usize| terms.slice(s![.., l * rank..(l + 1) * rank]).dot(&b.slice(s![.., l * out..(l + 1) * out]));
+            |l: usize| product(terms.slice(s![.., l * rank..(l + 1) * rank]), b.slice(s![.., l * out..(l + 1) * out]));
         (0..self.offsets()).map(part).reduce(|x, y| x + y).unwrap_or_default()
     }
 

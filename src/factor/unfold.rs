@@ -8,8 +8,11 @@
 //! | spatial (the paper's) | `kh·in` | `kw·out` | `kh×1` to r | `1×kw` to out |
 //! | filter bank | `kh·kw·in` | `out` | `kh×kw` to r | `1×1` to out |
 //! | pointwise first | `in` | `kh·kw·out` | `1×1` to r | `kh×kw` to out |
+//! | Tucker | `in` | `kh·kw·out` | `1×1` to r | cut again: `kh×kw` to r, then `1×1` to out |
 //!
-//! With `W = A·B`, `A: rows×r` is the kernel of the first convolution and `B: r×columns` of the last.
+//! With `W = A·B`, `A: rows×r` is the kernel of the first convolution and `B: r×columns` of the last. Cut twice, `B` itself is a
+//! core, which carries the spatial axes, and the `1×1` kernel `Vᵀ` behind it: `B_l = C_l·Vᵀ` for each offset l (Tucker-2: Kim et
+//! al., arXiv 1511.06530).
 
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4};
 
@@ -29,28 +32,41 @@ pub struct Unfolding {
     pub height: Side,
     /// Side of `kw`.
     pub width: Side,
+    /// Whether the last factor is cut once more: into a core and a `1×1` kernel.
+    pub twice: bool,
 }
 
 impl Unfolding {
     /// `(kh·in) × (kw·out)`: a `kh×1` convolution, then a `1×kw` one.
-    pub const SPATIAL: Self = Self { height: Side::First, width: Side::Last };
+    pub const SPATIAL: Self = Self { height: Side::First, width: Side::Last, twice: false };
     /// `(kh·kw·in) × out`: a bank of r filters, then a `1×1` convolution.
-    pub const FILTER_BANK: Self = Self { height: Side::First, width: Side::First };
+    pub const FILTER_BANK: Self = Self { height: Side::First, width: Side::First, twice: false };
     /// `in × (kh·kw·out)`: a `1×1` convolution to r channels, then the `kh×kw` one.
-    pub const POINTWISE_FIRST: Self = Self { height: Side::Last, width: Side::Last };
+    pub const POINTWISE_FIRST: Self = Self { height: Side::Last, width: Side::Last, twice: false };
+    /// A `1×1` convolution to r channels, a `kh×kw` one to r, a `1×1` one.
+    pub const TUCKER: Self = Self { twice: true, ..Self::POINTWISE_FIRST };
 
     /// The name on the command line and in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match (self.height, self.width) {
-            (Side::First, Side::Last) => "spatial",
-            (Side::Last, Side::First) => "spatial-transposed",
-            (Side::First, Side::First) => "filter-bank",
-            (Side::Last, Side::Last) => "pointwise-first",
+        match (self.height, self.width, self.twice) {
+            (Side::First, Side::Last, false) => "spatial",
+            (Side::Last, Side::First, false) => "spatial-transposed",
+            (Side::First, Side::First, false) => "filter-bank",
+            (Side::Last, Side::Last, false) => "pointwise-first",
+            (Side::Last, Side::Last, true) => "tucker",
+            (_, _, true) => "cut-twice",
         }
     }
 
-    /// Spatial extents `[kh, kw]` of the first and of the last factor.
+    /// This unfolding as far as it makes sense for a kernel of this shape: a core of extent `1×1` would be no use.
+    #[must_use]
+    pub fn fit(self, shape: [usize; 4]) -> Self {
+        let (_, last) = self.extents(shape);
+        Self { twice: self.twice && last != [1, 1], ..self }
+    }
+
+    /// Spatial extents `[kh, kw]` of the first factor and of the last, or of the core if it is cut twice.
     #[must_use]
     pub fn extents(self, [_, _, kh, kw]: [usize; 4]) -> ([usize; 2], [usize; 2]) {
         let on = |side: Side| [if self.height == side { kh } else { 1 }, if self.width == side { kw } else { 1 }];

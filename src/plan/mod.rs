@@ -2,6 +2,7 @@
 
 mod profile;
 mod prospects;
+mod trials;
 mod unit;
 
 #[cfg(feature = "verify")]
@@ -10,6 +11,8 @@ pub(crate) use profile::{Judged, Sight};
 pub(crate) use prospects::Prospects;
 #[cfg(feature = "verify")]
 use prospects::candidates;
+#[cfg(feature = "verify")]
+pub(crate) use trials::{Trial, Trials};
 pub(crate) use unit::Members;
 
 use crate::error::{Error, Result};

@@ -1,5 +1,6 @@
 //! What each rank of a unit does to its members' outputs, and that to the network's.
 
+use super::trials::{Trial, Trials};
 use super::unit::{Members, Unit};
 use crate::error::Result;
 use crate::factor::{self, Analysis, ChainForm, Moment, OutputNorm, Ownership, Seen};
@@ -17,6 +18,8 @@ pub(crate) struct Calibrated<'s> {
     pub(crate) sights: Arc<[Sight]>,
     /// Measured on the network itself.
     pub(crate) sensitivity: &'s Sensitivity<'s>,
+    /// What was tried before, and what is tried now.
+    pub(crate) trials: &'s Trials,
 }
 
 /// What one convolution sees and how its output is judged.
@@ -38,6 +41,12 @@ impl Sight {
     pub(crate) fn new(moment: Moment, gradient: Option<Array2<f64>>) -> Result<Self, String> {
         let norm = gradient.as_ref().map(|g| OutputNorm::new(g, DAMPING)).transpose()?;
         Ok(Self { moment, gradient, norm })
+    }
+
+    /// `E[g·gᵀ]`, if it is known.
+    #[cfg(feature = "verify")]
+    pub(crate) fn gradient(&self) -> Option<&Array2<f64>> {
+        self.gradient.as_ref()
     }
 }
 
@@ -94,10 +103,10 @@ pub(super) struct Profile {
     dropped: bool,
 }
 
-/// One fitted rank of a probe: the kernels that it gives.
-pub(super) struct Fit {
-    pub(super) error: f64,
-    pub(super) kernel: Array4<f64>,
+/// One fitted rank of a unit: the error of each member's output and the kernels.
+struct Fit {
+    errors: Vec<f64>,
+    kernels: Vec<Array4<f64>>,
 }
 
 impl Profile {
@@ -129,29 +138,58 @@ impl Profile {
         PROBE_ERRORS.iter().filter_map(|&e| nearest(e)).collect()
     }
 
-    /// Fits factors at some ranks, to see what the spectra promise; one entry a rank and member.
-    pub(super) fn fit(
+    /// Fits factors at some ranks, to see what the spectra promise, and if they are `wanted` then, measures what they do to the
+    /// network, all members together.
+    pub(super) fn trial(
         &mut self,
         unit: &Unit,
         convs: &[Conv],
-        sights: &[Sight],
+        calibrated: &Calibrated<'_>,
         ranks: BTreeSet<usize>,
-    ) -> Result<Vec<Vec<Fit>>> {
+        wanted: &dyn Fn(&Self) -> bool,
+    ) -> Result<Trial> {
+        let key = format!("{:?} {:?} {ranks:?}", unit.members, unit.form);
+        let mut fits = None;
+        let mut trial = match calibrated.trials.get(&key) {
+            Some(known) => known,
+            None => {
+                let fitted = self.fit(unit, convs, &calibrated.sights, &ranks)?;
+                let errors = fitted.iter().map(|fit| fit.errors.clone()).collect();
+                fits = Some(fitted);
+                Trial { errors, moved: None }
+            }
+        };
+        let correction = |(&rank, errors): (&usize, &Vec<f64>)| {
+            let each = errors.iter().enumerate().map(|(i, e)| e.max(1e-12) / self.spectral(unit, i, rank));
+            (rank, each.collect())
+        };
+        self.corrections = ranks.iter().zip(&trial.errors).map(correction).collect();
+        let wanted = wanted(self);
+        if wanted && trial.moved.is_none() {
+            let fits = match fits {
+                Some(fits) => fits,
+                None => self.fit(unit, convs, &calibrated.sights, &ranks)?,
+            };
+            let moved = fits.iter().map(|fit| (calibrated.sensitivity)(&unit.members, &fit.kernels));
+            trial.moved = Some(moved.collect::<Result<_>>()?);
+        }
+        calibrated.trials.keep(key, &trial);
+        trial.moved.take_if(|_| !wanted);
+        Ok(trial)
+    }
+
+    /// Factors at some ranks, ascending.
+    fn fit(&self, unit: &Unit, convs: &[Conv], sights: &[Sight], ranks: &BTreeSet<usize>) -> Result<Vec<Fit>> {
         let kernels = Members { convs, members: &unit.members };
         let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
-        let n = unit.members.len();
-        let mut fits = Vec::new();
-        let mut corrections = Vec::new();
-        for rank in ranks {
+        let fits = ranks.iter().map(|&rank| {
             let (dealt, seen) = (unit.form.ranks(rank), judged.seen());
             let solved =
                 factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &self.analysis);
             let (factors, errors) = solved.map_err(|e| unit.failed(e))?;
-            corrections.push((rank, (0..n).map(|i| errors[i].max(1e-12) / self.spectral(unit, i, rank)).collect()));
-            fits.push((0..n).map(|i| Fit { error: errors[i], kernel: factors.reconstruct(i) }).collect());
-        }
-        self.corrections = corrections;
-        Ok(fits)
+            Ok(Fit { errors, kernels: (0..unit.members.len()).map(|i| factors.reconstruct(i)).collect() })
+        });
+        fits.collect()
     }
 
     fn spectral(&self, unit: &Unit, member: usize, rank: usize) -> f64 {
@@ -164,22 +202,15 @@ impl Profile {
         spectral * between(&self.corrections, rank, |c| c[member])
     }
 
-    /// Measures, with the fits of this unit, what its members do together. Less than the sum of each is taken for luck.
-    pub(super) fn measure(
-        &mut self,
-        unit: &Unit,
-        fits: Vec<Vec<Fit>>,
-        effects: &BTreeMap<usize, Effect>,
-        sensitivity: &Sensitivity<'_>,
-    ) -> Result<()> {
-        for ((rank, _), fits) in self.corrections.iter().zip(fits) {
-            let alone = unit.members.iter().zip(&fits).map(|(m, fit)| effects.get(m).map_or(0.0, |e| e.at(fit.error)));
+    /// Takes from a trial what its members do together. Less than the sum of each is taken for luck.
+    pub(super) fn interact(&mut self, unit: &Unit, trial: &Trial, effects: &BTreeMap<usize, Effect>) {
+        let moved = trial.moved.iter().flatten();
+        let each = self.corrections.iter().zip(&trial.errors).zip(moved).map(|(((rank, _), errors), together)| {
+            let alone = unit.members.iter().zip(errors).map(|(m, &error)| effects.get(m).map_or(0.0, |e| e.at(error)));
             let alone: f64 = alone.sum();
-            let kernels: Vec<Array4<f64>> = fits.into_iter().map(|f| f.kernel).collect();
-            let together = sensitivity(&unit.members, &kernels)?;
-            self.interactions.push((*rank, if alone > 0.0 { (together / alone).max(1.0) } else { 1.0 }));
-        }
-        Ok(())
+            (*rank, if alone > 0.0 { (together / alone).max(1.0) } else { 1.0 })
+        });
+        self.interactions = each.collect();
     }
 
     /// Takes the unit out of what is chosen from.
@@ -224,19 +255,20 @@ pub(super) struct Effect {
 }
 
 impl Effect {
-    /// Measures it with the fits of the convolution's probe.
-    pub(super) fn measure(member: usize, fits: Vec<Vec<Fit>>, sensitivity: &Sensitivity<'_>) -> Result<Self> {
+    /// From the trial of the convolution's probe.
+    pub(super) fn new(trial: &Trial) -> Self {
         let mut points: Vec<(f64, f64)> = Vec::new();
+        let each = trial.errors.iter().flatten().zip(trial.moved.iter().flatten());
+        let mut each: Vec<(f64, f64)> = each.map(|(error, moved)| (error.max(1e-12), moved.max(1e-12))).collect();
         // From the largest rank, the smallest error, on.
-        for fit in fits.into_iter().rev().flatten() {
-            let error = fit.error.max(1e-12);
-            let moved = sensitivity(&[member], &[fit.kernel])?.max(1e-12);
+        each.reverse();
+        for (error, moved) in each {
             // A larger error that moves less is the luck of few images.
             if points.last().is_none_or(|p| p.0 < error && p.1 < moved) {
                 points.push((error, moved));
             }
         }
-        Ok(Self { points })
+        Self { points }
     }
 
     pub(super) fn at(&self, error: f64) -> f64 {

@@ -75,8 +75,8 @@ impl Prospects {
         let probed = members.par_iter().with_max_len(1).map(|&m| {
             let unit = Unit::probe(m, convs, options);
             let mut profile = Profile::calibrated(&unit, convs, &calibrated.sights)?;
-            let fits = profile.fit(&unit, convs, &calibrated.sights, profile.probe_ranks(&unit))?;
-            Ok((unit, profile, Effect::measure(m, fits, calibrated.sensitivity)?))
+            let trial = profile.trial(&unit, convs, calibrated, profile.probe_ranks(&unit), &|_| true)?;
+            Ok((unit, profile, Effect::new(&trial)))
         });
         for (probe, profile, effect) in probed.collect::<Result<Vec<_>>>()? {
             found.effects.insert(probe.members[0], effect);
@@ -97,11 +97,11 @@ impl Prospects {
                 profile.drop();
                 return Ok((u, profile));
             }
-            let fits = profile.fit(&units[u], convs, &calibrated.sights, found.tried(u, FITTED))?;
-            if hopeless(&profile, 1.0) {
-                profile.drop();
-            } else {
-                profile.measure(&units[u], fits, &found.effects, calibrated.sensitivity)?;
+            let promising = |profile: &Profile| !hopeless(profile, 1.0);
+            let trial = profile.trial(&units[u], convs, calibrated, found.tried(u, FITTED), &promising)?;
+            match trial.moved {
+                Some(_) => profile.interact(&units[u], &trial, &found.effects),
+                None => profile.drop(),
             }
             Ok((u, profile))
         });

@@ -2,7 +2,7 @@
 
 use super::{PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
-use crate::factor::{self, ChainForm, Form, Kernels, Ownership, Scheme, Unfolding};
+use crate::factor::{self, ChainForm, Form, Kernels, Ownership, Scheme, Side, Unfolding};
 use crate::group::Grouping;
 use crate::onnx::Conv;
 use ndarray::{CowArray, Ix4};
@@ -88,10 +88,17 @@ impl Unit {
         let most = |chain: &ChainForm| {
             let shapes = || self.shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
             let (rows, columns) = (shapes().map(|s| s.0), shapes().map(|s| s.1));
-            match (chain.first, chain.last) {
-                (Ownership::Own, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
-                (Ownership::Shared, _) => rows.max().map(|r| r.min(columns.sum())),
-                (Ownership::Own, Ownership::Shared) => columns.max().map(|c| c.min(rows.sum())),
+            let basis = match (chain.basis_side(), chain.basis()) {
+                (_, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
+                (Side::First, Ownership::Shared) => rows.max().map(|r| r.min(columns.sum())),
+                (Side::Last, Ownership::Shared) => columns.max().map(|c| c.min(rows.sum())),
+            };
+            match chain.core {
+                None => basis,
+                // Each side is cut at most at its own extent, if the first reaches that.
+                Some(_) => {
+                    basis.filter(|b| shapes().any(|s| s.0 > *b)).or(self.shapes.iter().map(|s| s[0].max(s[1])).max())
+                }
             }
         };
         self.chains.iter().zip(self.form.ranks(rank)).all(|(chain, r)| most(chain).is_some_and(|most| r <= most))
@@ -193,7 +200,8 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                 let label = (group.name.as_str(), group.role.as_str());
                 for members in parts(&group.members, form.scheme, convs) {
                     let scheme = if members.len() == 1 { Scheme::Separate } else { form.scheme };
-                    units.push(unit(label, members, scheme.on(form.unfolding)));
+                    let unfolding = form.unfolding.fit(convs[members[0]].shape);
+                    units.push(unit(label, members, scheme.on(unfolding)));
                 }
             }
         }
@@ -245,9 +253,12 @@ fn unfoldings(scheme: Scheme, shape: [usize; 4]) -> impl Iterator<Item = Unfoldi
     let all: &[Unfolding] = match scheme {
         Scheme::LeftShared => &[Unfolding::SPATIAL, Unfolding::FILTER_BANK],
         Scheme::RightShared => &[Unfolding::SPATIAL, Unfolding::POINTWISE_FIRST],
-        _ => &[Unfolding::SPATIAL, Unfolding::FILTER_BANK, Unfolding::POINTWISE_FIRST],
+        _ => &[Unfolding::SPATIAL, Unfolding::FILTER_BANK, Unfolding::POINTWISE_FIRST, Unfolding::TUCKER],
     };
-    let first = move |u: &Unfolding| all.iter().position(|o| o.extents(shape) == u.extents(shape));
+    let same = move |a: Unfolding, b: Unfolding| {
+        (a.extents(shape), a.fit(shape).twice) == (b.extents(shape), b.fit(shape).twice)
+    };
+    let first = move |u: &Unfolding| all.iter().position(|o| same(*o, *u));
     all.iter().enumerate().filter(move |(at, u)| first(u) == Some(*at)).map(|(_, u)| *u)
 }
 

@@ -10,7 +10,7 @@
 mod prune;
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Chain, Factor, Factors, Moment, Ownership};
+use crate::factor::{self, Chain, Factor, Factors, Moment};
 use crate::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
     attribute_proto::AttributeType, tensor_shape_proto, type_proto,
@@ -18,7 +18,7 @@ use crate::onnx::proto::{
 use crate::onnx::{Conv, Dense, Model, Namer, VERSION_KEY, float_initializer};
 use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy};
 use ndarray::Array4;
-use prune::drop_unread;
+use prune::{Before, drop_unread};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -106,7 +106,7 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
             );
         }
     }
-    let before = graph.clone();
+    let before = Before::of(graph);
     let added = amend(graph, plan, amends, &mut namer);
     install(graph, plan, patches, added, ir_version);
     drop_unread(graph, &before);
@@ -170,7 +170,7 @@ pub(crate) fn with_kernels<'c>(
 ) -> Result<Model> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
-    let before = graph.clone();
+    let before = Before::of(graph);
     let mut namer = Namer::new(graph);
     let mut gone = HashSet::new();
     let added = also(graph, &mut namer);
@@ -469,5 +469,5 @@ fn describe(proto: &mut ModelProto, plan: &Plan) {
 
 /// Whether a group stores any factor once for all.
 pub(crate) fn shares(group: &GroupPlan) -> bool {
-    group.form.chains().iter().any(|c| c.first == Ownership::Shared || c.last == Ownership::Shared)
+    group.form.chains().iter().any(factor::ChainForm::shares)
 }

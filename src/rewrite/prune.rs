@@ -4,10 +4,26 @@ use crate::onnx::is_standard;
 use crate::onnx::proto::GraphProto;
 use std::collections::{HashMap, HashSet};
 
-/// Removes what `before` read and nothing reads now: initializers (as inputs too, where listed), constants and identities,
+/// Names in a graph before it is rewritten.
+pub(super) struct Before {
+    read: HashSet<String>,
+    initializers: HashSet<String>,
+    written: HashSet<String>,
+}
+
+impl Before {
+    pub(super) fn of(graph: &GraphProto) -> Self {
+        Self {
+            read: read_names(graph).into_keys().collect(),
+            initializers: graph.initializer.iter().map(|t| t.name().to_owned()).collect(),
+            written: graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect(),
+        }
+    }
+}
+
+/// Removes what was read before and nothing reads now: initializers (as inputs too, where listed), constants and identities,
 /// and descriptions of values that are gone. What nothing read before either is not ours to remove.
-pub(super) fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
-    let was_read = read_names(before);
+pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
     let mut readings = read_names(graph);
     let made: HashMap<String, usize> = graph
         .node
@@ -16,7 +32,7 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
         .filter(|(_, n)| is_standard(n) && matches!(n.op_type(), "Constant" | "Identity"))
         .flat_map(|(i, n)| n.output.iter().map(move |o| (o.clone(), i)))
         .collect();
-    let mut idle: Vec<String> = was_read.keys().filter(|n| !readings.contains_key(*n)).cloned().collect();
+    let mut idle: Vec<String> = before.read.iter().filter(|n| !readings.contains_key(*n)).cloned().collect();
     let mut dead = HashSet::new();
     while let Some(name) = idle.pop() {
         let Some(&index) = made.get(&name) else { continue };
@@ -36,13 +52,12 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &GraphProto) {
     }
     let mut index = 0..;
     graph.node.retain(|_| index.next().is_none_or(|i| !dead.contains(&i)));
-    graph.initializer.retain(|t| !was_read.contains_key(t.name()) || readings.contains_key(t.name()));
+    graph.initializer.retain(|t| !before.read.contains(t.name()) || readings.contains_key(t.name()));
     let kept: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
-    let gone: HashSet<&str> = before.initializer.iter().map(|t| t.name()).filter(|n| !kept.contains(n)).collect();
+    let gone: HashSet<&str> = before.initializers.iter().map(String::as_str).filter(|n| !kept.contains(n)).collect();
     graph.input.retain(|i| !gone.contains(i.name()));
     let made: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
-    let lost: HashSet<&str> =
-        before.node.iter().flat_map(|n| &n.output).map(String::as_str).filter(|o| !made.contains(o)).collect();
+    let lost: HashSet<&str> = before.written.iter().map(String::as_str).filter(|o| !made.contains(o)).collect();
     graph.value_info.retain(|v| !lost.contains(v.name()) && !gone.contains(v.name()));
     graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
 }

@@ -1,0 +1,159 @@
+//! What calibration found out, kept in a folder: the same model and images can then be tried at another ratio without
+//! observing or measuring again.
+//!
+//! Files are named by a SHA-256 of all that they follow from: this version, the model's bytes, its convolutions as they are
+//! decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for bit, so that
+//! a result never depends on the folder. A file that cannot be read is as good as none, and one that cannot be written is
+//! mentioned.
+
+use super::{Calibration, Observations};
+use crate::error::Result;
+use crate::factor::Moment;
+use crate::onnx::{Conv, Model};
+use crate::plan::{Sight, Trial, Trials};
+use crate::progress::Progress;
+use ndarray::Array2;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Changes whenever what the files hold, or what it is computed by, does.
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 1");
+/// Samples that are hashed at a time.
+const PORTION: usize = 64;
+/// Room for the texts of a file; numbers need none.
+const LONGEST_TEXT: usize = 1 << 22;
+
+/// A folder, and the name of one model with some samples in it.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+    key: String,
+}
+
+/// One convolution's moment, and rows of numbers with their length: `E[g·gᵀ]` and the targets.
+type Entry = ((f64, Vec<f64>, Vec<f32>), Option<(usize, Vec<f64>)>, (usize, Vec<f32>), Option<(String, String)>);
+
+impl Cache {
+    /// # Errors
+    /// [`Error::Images`](crate::Error::Images) if a sample cannot be decoded.
+    pub(crate) fn new(folder: &Path, model: &Model, convs: &[Conv], calibration: &Calibration) -> Result<Self> {
+        let mut hash = Sha256::new();
+        let mut part = |bytes: &[u8]| {
+            // With its length, so that no two sequences of parts are the same bytes.
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        part(FORMAT.as_bytes());
+        part(&model.to_bytes());
+        for conv in convs {
+            part(format!("{} {} {}", conv.name, conv.output, conv.batch_norm.is_some()).as_bytes());
+        }
+        for input in &calibration.inputs {
+            part(format!("{} {:?}", input.name, input.dims).as_bytes());
+        }
+        for from in (0..calibration.count).step_by(PORTION) {
+            for feed in calibration.samples.feeds(from..(from + PORTION).min(calibration.count))? {
+                for value in feed {
+                    part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+                }
+            }
+        }
+        let key = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { folder: folder.to_owned(), key })
+    }
+
+    /// What the original model shows on the images, from the folder or else by `observe`.
+    ///
+    /// # Errors
+    /// Those of `observe`.
+    pub(crate) fn observations(
+        &self,
+        convs: &[Conv],
+        progress: &Progress<'_>,
+        observe: impl FnOnce() -> Result<Observations>,
+    ) -> Result<Observations> {
+        if let Some(known) = self.read("observed").and_then(|entries| recalled(entries, convs)) {
+            progress.say("observing: known from the cache");
+            return Ok(known);
+        }
+        let observed = observe()?;
+        let each = observed.sights.iter().zip(&observed.targets).zip(&observed.addends);
+        let entries = each.map(|((sight, targets), addend)| {
+            // In the order of an entry; a slice is written as a vector is.
+            let gradient = sight.gradient().and_then(|g| Some((g.ncols(), g.as_slice()?)));
+            Some((sight.moment.stored()?, gradient, (targets.ncols(), targets.as_slice()?), addend))
+        });
+        let entries: Option<Vec<_>> = entries.collect();
+        if let Some(entries) = entries {
+            self.write("observed", &entries, progress);
+        }
+        Ok(observed)
+    }
+
+    /// What was tried before.
+    pub(crate) fn trials(&self) -> Trials {
+        Trials::new(self.read("trials").unwrap_or_default())
+    }
+
+    /// Keeps what has been tried by now.
+    pub(crate) fn keep_trials(&self, trials: &Trials, progress: &Progress<'_>) {
+        let all: &BTreeMap<String, Trial> = &trials.all();
+        self.write("trials", all, progress);
+    }
+
+    fn path(&self, what: &str) -> PathBuf {
+        self.folder.join(format!("{}.{what}", self.key))
+    }
+
+    fn read<T: DeserializeOwned>(&self, what: &str) -> Option<T> {
+        let file = BufReader::new(File::open(self.path(what)).ok()?);
+        let mut room = vec![0; LONGEST_TEXT];
+        postcard::from_io((file, &mut room)).ok().map(|(value, _)| value)
+    }
+
+    /// Writes beside the target and renames, so that no reader ever sees half a file.
+    fn write<T: Serialize + ?Sized>(&self, what: &str, value: &T, progress: &Progress<'_>) {
+        let written = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&self.folder)?;
+            let file = tempfile::Builder::new().prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(&self.folder)?;
+            let mut writer = postcard::to_io(value, BufWriter::new(file)).map_err(std::io::Error::other)?;
+            writer.flush()?;
+            let file = writer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+            file.persist(self.path(what)).map_err(|e| e.error)?;
+            Ok(())
+        };
+        if let Err(reason) = written() {
+            let folder = self.folder.display();
+            progress.say(&format!("the cache folder '{folder}' cannot be written ({reason}): nothing is kept"));
+        }
+    }
+}
+
+/// Observations of these convolutions, if that is what the entries are.
+fn recalled(entries: Vec<Entry>, convs: &[Conv]) -> Option<Observations> {
+    if entries.len() != convs.len() {
+        return None;
+    }
+    let (mut sights, mut targets, mut addends) = (Vec::new(), Vec::new(), Vec::new());
+    for ((moment, gradient, target, addend), conv) in entries.into_iter().zip(convs) {
+        let gradient = gradient.map(|g| table(g, conv.shape[0]));
+        if gradient.as_ref().is_some_and(Option::is_none) {
+            return None;
+        }
+        sights.push(Sight::new(Moment::from_stored(moment)?, gradient.flatten()).ok()?);
+        targets.push(table(target, conv.shape[0])?);
+        addends.push(addend);
+    }
+    Some(Observations { sights: sights.into(), targets, addends })
+}
+
+/// Numbers as rows of `columns`.
+fn table<T>((found, values): (usize, Vec<T>), columns: usize) -> Option<Array2<T>> {
+    let rows = values.len().checked_div(columns).filter(|_| found == columns)?;
+    Array2::from_shape_vec((rows, columns), values).ok()
+}
