@@ -57,11 +57,11 @@ pub struct Cli {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "What to do")]
     align: u16,
 
-    /// bi-jsvd: share of the rank that goes to the left-shared chain, 0 to 1
+    /// Of two chains: share of the rank that goes to the first, 0 to 1; to the left-shared of bi-jsvd, the shared of pcsvd, nc-ctd
     #[arg(long, value_name = "P", default_value_t = 0.5, help_heading = "What to do")]
     split: f64,
 
-    /// bi-jsvd: turns between its two chains
+    /// Of two chains: turns between them, where plain weights are decomposed
     #[arg(long, value_name = "K", default_value_t = 30, help_heading = "What to do")]
     iterations: usize,
 
@@ -194,6 +194,9 @@ Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
   rjsvd-1    W_i ≈ A_i·B             last factor shared, the stage's first block included (RJSVD-1)
   rjsvd-2    W_i ≈ A_i·B             last factor shared, equal shapes only (RJSVD-2)
   bi-jsvd    W_i ≈ A·B_i + C_i·D     both, alternating (Bi-JSVD)
+  pcsvd      W_i ≈ A_i·B + C_i·D_i   a last factor shared, and each kernel by itself (PCSVD)
+  tt         W_i ≈ A_i·C_i·V_i       each kernel by itself, cut on both sides (TT, Tucker-2)
+  nc-ctd     W_i ≈ A·C·V + A_i·C_i·V_i  one tensor train for all and one for each (NC-CTD)
 
 Exit codes:
   0  written and verified (or as asked: planned, or written without proof)
@@ -225,6 +228,10 @@ enum SchemeName {
     #[value(name = "rjsvd-2")]
     Rjsvd2,
     BiJsvd,
+    Pcsvd,
+    /// Tensor train, Tucker-2: separate with --unfolding tucker
+    Tt,
+    NcCtd,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -348,6 +355,10 @@ impl Cli {
             Some(UnfoldingName::Tucker) => Unfolding::TUCKER,
         };
         let only = |scheme: Scheme| SchemeChoice::Only(scheme.on(unfolding));
+        let train = |scheme: Scheme| match self.unfolding {
+            None | Some(UnfoldingName::Tucker) => Ok(SchemeChoice::Only(scheme.on(Unfolding::TUCKER))),
+            Some(_) => Err(Error::Options("a tensor train has an unfolding of its own: leave out --unfolding".into())),
+        };
         let scheme = match self.scheme {
             SchemeName::Auto if self.unfolding.is_some() => {
                 return Err(Error::Options("--unfolding needs a --scheme: auto chooses both".into()));
@@ -358,6 +369,9 @@ impl Cli {
             SchemeName::Rjsvd1 => only(Scheme::RightSharedWithFirst),
             SchemeName::Rjsvd2 => only(Scheme::RightShared),
             SchemeName::BiJsvd => only(Scheme::BothShared { split: self.split }),
+            SchemeName::Pcsvd => only(Scheme::PartlyCoupled { split: self.split }),
+            SchemeName::Tt => train(Scheme::Separate)?,
+            SchemeName::NcCtd => train(Scheme::CoupledTensorTrain { split: self.split })?,
         };
         let policy = match (self.ratio, self.rank_rate, self.max_drop) {
             (_, Some(rate), _) => RankPolicy::Rate(rate),

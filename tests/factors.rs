@@ -192,24 +192,50 @@ proptest! {
     #[test]
     fn turns_between_two_chains_never_lose_more(problem in problem(), rank in 2..5usize, split in 0.2..0.8f64) {
         let kernels = problem.kernels();
-        let scheme = Scheme::BothShared { split };
-        prop_assume!(Form::from(scheme).ranks(rank).iter().all(|&r| r <= full_rank(problem.shapes[0])));
+        for (scheme, start) in [
+            (Scheme::BothShared { split }, Scheme::LeftShared),
+            (Scheme::PartlyCoupled { split }, Scheme::RightShared),
+        ] {
+            prop_assume!(Form::from(scheme).ranks(rank).iter().all(|&r| r <= full_rank(problem.shapes[0])));
+            let energy: f64 = kernels.iter().map(squared).sum();
+            let errors = [0, 1, 2, 5, 15].map(|k| lost(&kernels, &solve(scheme, &kernels, rank, k).0));
+            prop_assert!(errors.windows(2).all(|w| w[1] <= w[0] + STORED * energy), "{errors:?}");
+            // The first chain alone, at its own rank, is where the turns started from.
+            let first = lost(&kernels, &solve(start, &kernels, Form::from(scheme).ranks(rank)[0], 0).0);
+            prop_assert!(errors[4] <= first + STORED * energy);
+        }
+    }
+
+    #[test]
+    fn one_train_for_all_gives_the_mean_and_their_own_the_rest(seed in any::<u64>()) {
+        // Members that differ from a common kernel of rank one by kernels of rank one.
+        let shape = [5, 4, 3, 3];
+        let kernels = Problem { shapes: vec![shape; 4], seed }.kernels();
+        let one = |kernel: &Array4<f64>| {
+            let kernel = std::slice::from_ref(kernel);
+            solve(Scheme::Separate.on(Unfolding::TUCKER), kernel, 1, 0).0.reconstruct(0)
+        };
+        let common = one(&kernels[0]);
+        let kernels: Vec<Array4<f64>> = kernels.iter().map(|k| &common * 4.0 + one(k)).collect();
+        let form = Scheme::CoupledTensorTrain { split: 0.5 }.on(Unfolding::TUCKER);
+        let (factors, _) = solve(form, &kernels, 2, 60);
         let energy: f64 = kernels.iter().map(squared).sum();
-        let errors = [0, 1, 2, 5, 15].map(|k| lost(&kernels, &solve(scheme, &kernels, rank, k).0));
-        prop_assert!(errors.windows(2).all(|w| w[1] <= w[0] + STORED * energy), "{errors:?}");
-        // The left chain alone, at its own rank, is where the turns started from.
-        let left = lost(&kernels, &solve(Scheme::LeftShared, &kernels, Form::from(scheme).ranks(rank)[0], 0).0);
-        prop_assert!(errors[4] <= left + STORED * energy);
+        prop_assert!(lost(&kernels, &factors) < 0.02 * energy, "{} of {energy}", lost(&kernels, &factors));
+        let stored = factors.chains[0].factors.iter().all(|f| matches!(f, Factor::Shared(_)));
+        prop_assert!(stored && factors.chains[1].factors.iter().all(|f| matches!(f, Factor::Own(_))));
+        // All of the rank for the common train: every member gets the same kernel.
+        let all = Scheme::CoupledTensorTrain { split: 1.0 }.on(Unfolding::TUCKER);
+        let (factors, _) = solve(all, &kernels, 5, 0);
+        let mean = kernels.iter().fold(Array4::<f64>::zeros(shape), |sum, k| sum + k) / 4.0;
+        prop_assert!(squared(&(factors.reconstruct(3) - mean)) < STORED * energy);
     }
 
     #[test]
     fn the_formula_counts_what_is_stored(problem in problem(), rank in 2..5usize) {
         let kernels = problem.kernels();
-        for scheme in [Scheme::Separate, Scheme::LeftShared, Scheme::RightShared, Scheme::BothShared { split: 0.5 }] {
-            let rank = rank.min(full_rank(problem.shapes[0]));
-            prop_assume!(rank >= Form::from(scheme).least_rank());
-            let (factors, _) = solve(scheme, &kernels, rank, 1);
-            prop_assert_eq!(factors.parameters(), parameters(&Form::from(scheme).chains(), &Form::from(scheme).ranks(rank), &problem.shapes));
+        for form in forms().filter(|f| fits(*f, rank, problem.shapes[0])) {
+            let (factors, _) = solve(form, &kernels, rank, 1);
+            prop_assert_eq!(factors.parameters(), parameters(&form.chains(), &form.ranks(rank), &problem.shapes), "{}", form);
         }
     }
 }
@@ -282,9 +308,11 @@ fn solve_seen(
 
 /// Every way to cut and to share.
 fn forms() -> impl Iterator<Item = Form> {
+    let coupled = [Scheme::PartlyCoupled { split: 0.5 }, Scheme::CoupledTensorTrain { split: 0.5 }];
     let schemes = [Scheme::Separate, Scheme::LeftShared, Scheme::RightShared, Scheme::BothShared { split: 0.5 }];
+    let schemes = schemes.into_iter().chain(coupled);
     let unfoldings = [Unfolding::SPATIAL, Unfolding::FILTER_BANK, Unfolding::POINTWISE_FIRST, Unfolding::TUCKER];
-    schemes.into_iter().flat_map(move |s| unfoldings.into_iter().map(move |u| s.on(u)))
+    schemes.flat_map(move |s| unfoldings.into_iter().map(move |u| s.on(u)))
 }
 
 /// Whether every chain of a form has matrices large enough for its share of the rank.
@@ -372,7 +400,7 @@ fn inputs_that_do_not_correlate_leave_nothing_to_calibrate() {
     white.add(x.view(), None);
     let moments = vec![white; 3];
     // Cut twice, the plain factors are not the optimum: each side is cut once, the calibrated ones in turns.
-    for form in forms().filter(|f| !matches!(f.scheme, Scheme::BothShared { .. }) && !f.unfolding.twice) {
+    for form in forms().filter(|f| f.chains().len() == 1 && !f.unfolding.twice) {
         // Members count alike by their energies; plainly they count by it. Equal energies make both the same.
         let scaled: Vec<_> = kernels.iter().map(|k| k / squared(k).sqrt()).collect();
         let (plain, calibrated) = (solve(form, &scaled, 3, 0).0, solve_seen(form, &scaled, &moments, 3, 20));

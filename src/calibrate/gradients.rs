@@ -34,7 +34,7 @@ impl Calibration {
         let outputs: Vec<&str> = graph.proto().output.iter().map(|o| o.name()).collect();
         let values: Vec<&str> = outputs.iter().copied().chain(backward.needed().iter().map(String::as_str)).collect();
         let nothing = Known::default();
-        let probe = Probe::new(model, &values, &self.inputs, &nothing, &HashSet::new())?;
+        let probe = Probe::new(model, &values, &self.inputs, 1, &nothing, &HashSet::new())?;
         let count = IMAGES.min(self.count);
         let mut sums: Vec<Option<(Array2<f64>, f64)>> =
             convs.iter().map(|c| Some((Array2::zeros((c.shape[0], c.shape[0])), 0.0))).collect();

@@ -7,47 +7,64 @@ use ndarray::ArrayD;
 use std::collections::{BTreeMap, HashSet};
 
 /// Bytes of values that are kept at most.
-const MOST_BYTES: usize = 512 << 20;
+pub(super) const MOST_BYTES: usize = 512 << 20;
 
 /// Values that are known, by name and image.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    values: BTreeMap<String, Vec<ArrayD<f32>>>,
-    bytes: usize,
+    values: BTreeMap<String, Images>,
+}
+
+/// A value of every so many-th image.
+#[derive(Debug)]
+struct Images {
+    step: usize,
+    values: Vec<ArrayD<f32>>,
+}
+
+impl Images {
+    fn bytes(&self) -> usize {
+        self.values.iter().map(|image| size_of::<f32>() * image.len()).sum()
+    }
 }
 
 impl Known {
-    /// Keeps a value of all images, unless that takes too much memory: then it is computed again.
-    pub(super) fn keep(&mut self, name: &str, images: Vec<ArrayD<f32>>) {
-        let bytes = size(&images);
-        if self.bytes + bytes <= MOST_BYTES && !images.is_empty() {
-            self.forget(|known| known == name);
-            self.bytes += bytes;
-            self.values.insert(name.to_owned(), images);
+    /// Adds a value of every `step`-th image, whatever memory it takes.
+    pub(super) fn add(&mut self, name: &str, step: usize, values: Vec<ArrayD<f32>>) {
+        self.values.insert(name.to_owned(), Images { step, values });
+    }
+
+    /// Drops the largest values until all are within the memory that there is: they are computed again.
+    pub(super) fn limit(&mut self) {
+        while self.values.values().map(Images::bytes).sum::<usize>() > MOST_BYTES {
+            let largest = self.values.iter().max_by_key(|(_, images)| images.bytes()).map(|(name, _)| name.clone());
+            self.values.retain(|name, _| Some(name) != largest.as_ref());
         }
     }
 
     /// Drops values by name.
     pub(super) fn forget(&mut self, which: impl Fn(&str) -> bool) {
         self.values.retain(|name, _| !which(name));
-        self.bytes = self.values.values().map(|images| size(images)).sum();
     }
 
-    /// Drops what a model does not need for the `wanted` values.
+    /// Drops what a model does not need for the `wanted` values, each from those nearest to it.
     pub(super) fn keep_needed(&mut self, model: &Model, wanted: &[&str]) -> Result<()> {
-        let stretch = model.stretch(&|name| self.dims(name), wanted)?;
+        let stretch = model.stretch(&|name| self.dims(name, None), wanted)?;
         let needed: HashSet<String> = stretch.inputs().into_iter().map(|i| i.0).collect();
         self.forget(|name| !needed.contains(name));
         Ok(())
     }
 
-    fn dims(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.values.get(name)?.first()?.shape().to_vec())
+    /// The shape of a value that is known of every `step`-th image, if that is asked for.
+    fn dims(&self, name: &str, step: Option<usize>) -> Option<Vec<usize>> {
+        let images = self.values.get(name).filter(|known| step.is_none_or(|step| step.is_multiple_of(known.step)))?;
+        Some(images.values.first()?.shape().to_vec())
     }
-}
 
-fn size(images: &[ArrayD<f32>]) -> usize {
-    images.iter().map(|image| size_of::<f32>() * image.len()).sum()
+    fn value(&self, name: &str, image: usize) -> Option<&ArrayD<f32>> {
+        let images = self.values.get(name)?;
+        images.values.get(image / images.step)
+    }
 }
 
 /// The way of a model from its inputs, or from what is known, to some of its values.
@@ -70,7 +87,7 @@ enum Source {
 }
 
 impl Probe {
-    /// The way to `values`, from everything `known` that is not among the `stale`.
+    /// The way to `values` of every `step`-th image, from everything `known` of these that is not among the `stale`.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if tract cannot run the model.
@@ -78,10 +95,11 @@ impl Probe {
         model: &Model,
         values: &[&str],
         inputs: &[Input],
+        step: usize,
         known: &Known,
         stale: &HashSet<&str>,
     ) -> Result<Self> {
-        let dims = |name: &str| if stale.contains(name) { None } else { known.dims(name) };
+        let dims = |name: &str| if stale.contains(name) { None } else { known.dims(name, Some(step)) };
         let source = |name: &str| match (inputs.iter().position(|i| i.name == name), dims(name)) {
             (Some(at), _) => Some(Source::Image(at)),
             (None, known) => known.map(|_| Source::Known(name.to_owned())),
@@ -127,7 +145,7 @@ impl Probe {
     pub(super) fn run(&self, image: usize, feed: &Feed, known: &Known) -> Result<Vec<ArrayD<f32>>> {
         let given = |source: &Source| match source {
             Source::Image(at) => feed.get(*at),
-            Source::Known(name) => known.values.get(name).and_then(|images| images.get(image)),
+            Source::Known(name) => known.value(name, image),
             Source::Computed(_) => None,
         };
         let missing = || Error::Unavailable { what: "the model".into(), reason: format!("image {image} is not known") };
@@ -163,16 +181,27 @@ mod tests {
         let picture =
             ArrayD::from_shape_fn(IxDyn(&inputs[0].dims), |at| ((at[2] * 31 + at[3] * 17) % 29) as f32 / 29.0);
         let (nothing, none) = (Known::default(), HashSet::new());
-        let whole = Probe::new(&model, &[value, later], &inputs, &nothing, &none).unwrap();
+        let whole = Probe::new(&model, &[value, later], &inputs, 1, &nothing, &none).unwrap();
         let seen = whole.run(0, &vec![picture], &nothing).unwrap();
         let mut known = Known::default();
-        known.keep(value, vec![seen[0].clone()]);
-        let part = Probe::new(&model, &[later], &inputs, &known, &none).unwrap();
+        known.add(value, 2, vec![seen[0].clone()]);
+        let part = Probe::new(&model, &[later], &inputs, 4, &known, &none).unwrap();
         assert!(whole.reads_images() && !part.reads_images());
         assert_eq!(part.run(0, &Feed::new(), &known).unwrap()[0], seen[1]);
-        // What is stale is computed again.
-        assert!(Probe::new(&model, &[later], &inputs, &known, &HashSet::from([value])).unwrap().reads_images());
+        // What is stale is computed again, and what is not known of every image that is asked for.
+        assert!(Probe::new(&model, &[later], &inputs, 2, &known, &HashSet::from([value])).unwrap().reads_images());
+        assert!(Probe::new(&model, &[later], &inputs, 1, &known, &none).unwrap().reads_images());
+        // Nothing before a known value is needed, nor anything behind the wanted one.
+        known.add(convs[2].input.as_str(), 1, vec![seen[0].clone()]);
+        known.keep_needed(&model, &[later]).unwrap();
+        assert!(known.values.keys().eq([value]));
         known.keep_needed(&model, &[convs[2].input.as_str()]).unwrap();
         assert!(known.values.is_empty());
+        let large = |n: usize| vec![ArrayD::zeros(IxDyn(&[n, MOST_BYTES / 16]))];
+        known.add("large", 1, large(3));
+        known.add("larger", 1, large(4));
+        known.add("small", 1, large(1));
+        known.limit();
+        assert!(known.values.keys().eq(["large", "small"]));
     }
 }

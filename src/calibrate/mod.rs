@@ -19,7 +19,7 @@ use crate::onnx::{Conv, Graph, InputShape, Model};
 use crate::plan::Sight;
 use crate::progress::Progress;
 use crate::runtime::{Feed, Input, inputs, shapes};
-use known::{Known, Probe};
+use known::{Known, MOST_BYTES, Probe};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -98,17 +98,17 @@ impl Calibration {
         self.images_each > 1
     }
 
-    /// What the images give at some values of a model, to `take` portion by portion, with the number of the first image.
-    fn run(&self, model: &Model, values: &[&str], known: &Known, take: &mut Take<'_>) -> Result<()> {
-        let probe = Probe::new(model, values, &self.inputs, known, &HashSet::new())?;
-        for from in (0..self.count).step_by(PORTION) {
-            let portion = from..(from + PORTION).min(self.count);
+    /// What every `step`-th image gives at some values of a model, to `take` portion by portion, with the numbers of the images.
+    fn run(&self, model: &Model, values: &[&str], step: usize, known: &Known, take: &mut Take<'_>) -> Result<()> {
+        let probe = Probe::new(model, values, &self.inputs, step, known, &HashSet::new())?;
+        let images: Vec<usize> = (0..self.count).step_by(step).collect();
+        for portion in images.chunks(PORTION) {
             let feeds = match probe.reads_images() {
-                true => self.samples.feeds(portion.clone())?,
+                true => self.samples.feeds(portion.iter().copied())?,
                 false => vec![Feed::new(); portion.len()],
             };
-            let runs = portion.into_par_iter().zip(&feeds).with_max_len(1);
-            take(from, runs.map(|(image, feed)| probe.run(image, feed, known)).collect::<Result<_>>()?)?;
+            let runs = portion.par_iter().zip(&feeds).with_max_len(1);
+            take(portion, runs.map(|(&image, feed)| probe.run(image, feed, known)).collect::<Result<_>>()?)?;
         }
         Ok(())
     }
@@ -136,15 +136,16 @@ impl Calibration {
             .map(|(c, addend)| (place(&c.input), place(&c.output), addend.as_ref().map(|a| place(&a.0))))
             .collect();
         let mut seen_by: Vec<Gathered> = convs.iter().map(Gathered::new).collect();
-        self.run(model, &values, &Known::default(), &mut |from, seen| {
-            if from == 0 {
+        self.run(model, &values, 1, &Known::default(), &mut |images, seen| {
+            if images[0] == 0 {
                 let pixels = |place: usize| seen[0][place].shape().iter().skip(2).product::<usize>();
                 self.check_enough(convs.iter().zip(&places).map(|(conv, place)| (conv, pixels(place.1))))?;
             }
             seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
                 let mut rows = Vec::new();
-                for (at, image) in seen.iter().enumerate() {
-                    let pixels = self.pixels(conv, image[place.1].shape().iter().skip(2).product(), from + at);
+                let step = self.step(conv);
+                for (image, &number) in seen.iter().zip(images).filter(|(_, number)| number.is_multiple_of(step)) {
+                    let pixels = self.pixels(conv, image[place.1].shape().iter().skip(2).product(), number);
                     rows.push(geometry(conv)?.rows(plane(&image[place.0], &conv.input)?, &pixels));
                     let output = plane(&image[place.1], &conv.output)?;
                     let mut target = at_pixels(output, &pixels);
@@ -157,7 +158,9 @@ impl Calibration {
                     }
                     kept.targets.extend(target.iter());
                 }
-                kept.moment.add(joined(&rows).view(), None);
+                if !rows.is_empty() {
+                    kept.moment.add(joined(&rows).view(), None);
+                }
                 Ok::<(), Error>(())
             })?;
             portions.done("portions of images");
@@ -196,13 +199,22 @@ impl Calibration {
     /// The output pixels of an image at which rows are taken: every so many-th, another one first for each image.
     fn pixels(&self, conv: &Conv, all: usize, image: usize) -> Vec<usize> {
         let enough = (ROWS_PER_COLUMN * columns(conv)).clamp(LEAST_ROWS, MOST_ROWS);
-        let step = (all * self.count / enough).clamp(1, all.max(1));
-        (image * 7 % step..all).step_by(step).collect()
+        let each = self.step(conv);
+        let step = (all * self.count.div_ceil(each) / enough).clamp(1, all.max(1));
+        (image / each * 7 % step..all).step_by(step).collect()
+    }
+
+    /// Which images a convolution is fitted on: every so many-th, so that what it reads and what is added to its output can be
+    /// kept; without the mirror images first.
+    fn step(&self, conv: &Conv) -> usize {
+        let ([height, width], _) = conv.extents();
+        let bytes = size_of::<f32>() * conv.shape[1] * height * width * self.count;
+        (2 * bytes).div_ceil(MOST_BYTES).next_power_of_two()
     }
 }
 
-/// Hears what images give: the number of the first, and the values of each.
-type Take<'t> = dyn FnMut(usize, Vec<Vec<ArrayD<f32>>>) -> Result<()> + 't;
+/// Hears what images give: their numbers, and the values of each.
+type Take<'t> = dyn FnMut(&[usize], Vec<Vec<ArrayD<f32>>>) -> Result<()> + 't;
 
 /// What is gathered of one convolution while images run.
 struct Gathered {

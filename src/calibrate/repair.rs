@@ -143,7 +143,7 @@ impl Repair<'_> {
         let seen = Seen { moment: &data.moment, output: judged.output(at) };
         let mut refit = Refit::new(&chains, &self.factors[g], &[(at, conv.shape, seen)]);
         refit.improve(SWEEPS, false).map_err(failed)?;
-        let mut moment = data.moment.clone();
+        let mut moment = data.moment.without_covariance();
         let value = observed.addends[index].as_ref().map_or(&conv.output, |(_, sum)| sum);
         if let Some(window) = Window::reading(&self.graph, value) {
             for _ in 0..WINDOWED_TURNS {
@@ -186,14 +186,21 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Rewrites the model with what was refitted, forgets what that changes and what no convolution after `index` needs.
+    /// Rewrites the model with what was refitted, and forgets what that changes and what no convolution after `index` needs.
     fn update(&mut self, changed: &[usize], index: usize) -> Result<()> {
         self.small = rewritten(self.model, self.plan, &self.factors, &self.amends)?;
         let convs = &self.plan.convs;
         let graph = Graph::new(&self.small)?;
         let stale = graph.descendants(changed.iter().map(|&m| convs[m].output.as_str()));
         self.known.forget(|name| stale.contains(name));
-        let left = (index + 1..convs.len()).flat_map(|i| self.observed.read(i, &convs[i]));
+        self.keep_needed(index + 1)
+    }
+
+    /// Forgets what no convolution from this one on needs.
+    fn keep_needed(&mut self, from: usize) -> Result<()> {
+        let convs = &self.plan.convs;
+        let graph = Graph::new(&self.small)?;
+        let left = (from..convs.len()).flat_map(|i| self.observed.read(i, &convs[i]));
         let wanted: Vec<&str> = left.chain(graph.proto().output.iter().map(|o| o.name())).collect();
         self.known.keep_needed(&self.small, &wanted)
     }
@@ -208,11 +215,12 @@ impl Repair<'_> {
         let mut added = Vec::new();
         let mut filled = 0;
         let mut seen: Vec<Vec<ArrayD<f32>>> = vec![Vec::new(); values.len()];
-        calibration.run(&self.small, &values, &self.known, &mut |from, portion| {
-            let pixels = portion.iter().enumerate().map(|(at, image)| {
+        let step = calibration.step(conv);
+        calibration.run(&self.small, &values, step, &self.known, &mut |images, portion| {
+            let pixels = portion.iter().zip(images).map(|(image, &number)| {
                 let input = plane(&image[0], &conv.input)?;
                 let [out_h, out_w] = geometry(conv)?.output([input.dim().1, input.dim().2]);
-                Ok(calibration.pixels(conv, out_h * out_w, from + at))
+                Ok(calibration.pixels(conv, out_h * out_w, number))
             });
             let pixels = pixels.collect::<Result<Vec<Vec<usize>>>>()?;
             let mut places = Vec::new();
@@ -234,8 +242,10 @@ impl Repair<'_> {
             Ok(())
         })?;
         for (value, images) in values.iter().zip(seen) {
-            self.known.keep(value, images);
+            self.known.add(value, step, images);
         }
+        self.keep_needed(index)?;
+        self.known.limit();
         let mut data = Data {
             targets: targets.clone(),
             added: values.get(1).map(|_| joined(&added)),
@@ -259,7 +269,7 @@ impl Calibration {
     /// A value `[1, n]` of a model for each image.
     fn rows(&self, model: &Model, value: &str, known: &Known) -> Result<Array2<f32>> {
         let mut rows: Vec<f32> = Vec::new();
-        self.run(model, &[value], known, &mut |_, seen| {
+        self.run(model, &[value], 1, known, &mut |_, seen| {
             seen.iter().for_each(|image| rows.extend(image[0].iter()));
             Ok(())
         })?;

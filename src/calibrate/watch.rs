@@ -60,13 +60,14 @@ impl Calibration {
         let read: BTreeSet<&str> = convs.iter().map(|c| c.input.as_str()).filter(|v| !fed(v)).collect();
         let values: Vec<&str> = outputs.iter().copied().chain(read.iter().copied()).collect();
         let nothing = Known::default();
-        let probe = Probe::new(model, &values, &self.inputs, &nothing, &HashSet::new())?;
+        let probe = Probe::new(model, &values, &self.inputs, 1, &nothing, &HashSet::new())?;
         let runs = feeds.par_iter().with_max_len(1).map(|feed| probe.run(0, feed, &nothing));
         let mut seen: Vec<Vec<ArrayD<f32>>> = runs.collect::<Result<_>>()?;
         let mut known = Known::default();
         for value in read.iter().rev() {
-            known.keep(value, seen.iter_mut().filter_map(Vec::pop).collect());
+            known.add(value, 1, seen.iter_mut().filter_map(Vec::pop).collect());
         }
+        known.limit();
         let outputs = seen;
         let mut variation = 0.0;
         for o in 0..outputs.first().map_or(0, Vec::len) {
@@ -93,7 +94,7 @@ impl Watch<'_> {
         let roots = members.iter().flat_map(|&m| &self.graph.nodes()[self.convs[m].node].output);
         let stale = self.graph.descendants(roots.map(String::as_str));
         let values: Vec<&str> = self.graph.proto().output.iter().map(|o| o.name()).collect();
-        let probe = Probe::new(&changed, &values, self.inputs, &self.known, &stale)?;
+        let probe = Probe::new(&changed, &values, self.inputs, 1, &self.known, &stale)?;
         let runs = self.feeds.par_iter().enumerate().with_max_len(1);
         let changed = runs.map(|(image, feed)| probe.run(image, feed, &self.known)).collect::<Result<Vec<_>>>()?;
         self.items.done(members.first().map_or("", |&m| &self.convs[m].name));

@@ -58,6 +58,19 @@ pub fn analyse_calibrated<K: Kernels + ?Sized>(
                 let (bases, shares): (Vec<Basis>, Vec<Vec<Vec<f64>>>) = each.into_iter().unzip();
                 (bases, shares.into_iter().flatten().collect())
             }
+            (Side::First, Ownership::Shared) if form.is_common() => {
+                let blocks: Vec<Block> = blocks.collect();
+                let n = blocks.len().max(1);
+                let mean = |of: &dyn Fn(&Block) -> Array2<f64>| {
+                    blocks.iter().map(of).reduce(|a, b| a + b).unwrap_or_default() / n as f64
+                };
+                let mean = Block { matrix: mean(&|b| b.matrix.clone()), metric: mean(&|b| b.metric.clone()) };
+                // Of members of unit energy the mean carries this share of each, about.
+                let energy = (&mean.matrix * &product(mean.metric.view(), mean.matrix.view())).sum();
+                let (basis, shares) = common(&[mean], keep)?;
+                let share: Vec<f64> = shares.into_iter().flatten().map(|s| s * energy).collect();
+                (vec![basis], vec![share; n])
+            }
             (Side::First, Ownership::Shared) => {
                 let (basis, shares) = common(&blocks.collect::<Vec<_>>(), keep)?;
                 (vec![basis], shares)

@@ -150,7 +150,19 @@ pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usi
     for chain in chains {
         let sizes: Vec<_> = kernels.shapes().iter().map(|&s| oriented_shape(chain, s)).collect();
         let block = |i: usize| oriented(chain.basis_side(), unfolded(chain, kernels, i));
-        if chain.basis() == Ownership::Own {
+        if chain.is_common() {
+            let mean = (0..members).map(block).reduce(|a, b| a + b).unwrap_or_default() / members.max(1) as f64;
+            let basis = leading_basis(&sizes[..1], &|_| mean.clone(), keep)?;
+            // ‖W‖² − ‖W − M‖² = 2·⟨W, M⟩ − ‖M‖², vector by vector.
+            let carried = (0..members).map(|i| {
+                let matrix = block(i);
+                let (own, common) = (basis.vectors.t().dot(&matrix), basis.vectors.t().dot(&mean));
+                let gains = (own * 2.0 - &common) * &common;
+                relative(&gains.sum_axis(Axis(1)).to_vec(), matrix.iter().map(|x| x * x).sum())
+            });
+            shares.push(carried.collect());
+            bases.push(vec![basis]);
+        } else if chain.basis() == Ownership::Own {
             let each = (0..members).map(|i| leading_basis(&sizes[i..=i], &|_| block(i), keep));
             let each = each.collect::<Result<Vec<Basis>, String>>()?;
             shares.push(each.iter().map(|b| relative(&b.spectrum, b.spectrum.iter().sum())).collect());
@@ -205,7 +217,7 @@ pub fn factorize<K: Kernels + ?Sized>(
             let matrix = unfolded(&term.form, kernels, i);
             Residual { matrix: &matrix, minus: Vec::new() }.project(term.form.basis_side(), term.basis(i))
         });
-        term.coefficients = coefficients.collect();
+        term.coefficients = common(&term.form, coefficients.collect());
         term.cut(&shapes)?;
     } else {
         let matrices: Vec<Array2<f64>> = (0..shapes.len()).map(|i| unfolded(&chains[0], kernels, i)).collect();
@@ -304,8 +316,12 @@ fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>], shapes: &[[u
     let solved = || terms.iter().enumerate().filter(|(t, term)| *t != at && !term.coefficients.is_empty());
     let residual =
         |i: usize| Residual { matrix: &matrices[i], minus: solved().map(|(_, term)| term.factors(i)).collect() };
+    let projected = |members: std::ops::Range<usize>, q: &dyn Fn(usize) -> Array2<f64>| {
+        common(&terms[at].form, members.map(|i| residual(i).project(side, &q(i))).collect())
+    };
     let step = |members: std::ops::Range<usize>, q: &Array2<f64>| {
-        let sum = members.map(|i| residual(i).expand(side, &residual(i).project(side, q))).reduce(|a, b| a + b);
+        let coefficients = projected(members.clone(), &|_| q.clone());
+        let sum = members.zip(&coefficients).map(|(i, c)| residual(i).expand(side, c)).reduce(|a, b| a + b);
         sum.map_or_else(|| q.clone(), |y| orthonormal(y.view()))
     };
     let n = matrices.len();
@@ -313,10 +329,20 @@ fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>], shapes: &[[u
         [shared] => vec![step(0..n, shared)],
         own => own.iter().enumerate().map(|(i, q)| step(i..i + 1, q)).collect(),
     };
-    let coefficients = (0..n).map(|i| residual(i).project(side, &bases[i.min(bases.len() - 1)])).collect();
+    let coefficients = projected(0..n, &|i| bases[i.min(bases.len() - 1)].clone());
     terms[at].bases = bases;
     terms[at].coefficients = coefficients;
     terms[at].cut(shapes)
+}
+
+/// The coefficients of the members, or their mean for each where all factors are shared.
+fn common(form: &ChainForm, each: Vec<Array2<f64>>) -> Vec<Array2<f64>> {
+    if !form.is_common() {
+        return each;
+    }
+    let n = each.len();
+    let sum = each.into_iter().reduce(|a, b| a + b).unwrap_or_default();
+    vec![sum / n.max(1) as f64; n]
 }
 
 /// `R = M − Σ A·B`, never formed.

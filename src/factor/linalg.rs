@@ -145,6 +145,8 @@ pub(super) fn product<T: ComplexField + LinalgScalar>(m: ArrayView2<'_, T>, x: A
 
 /// Rows whose product is summed in f32, and that a thread takes at a time.
 const ROWS_AT_ONCE: usize = 8192;
+/// Bytes of Gram matrices of parts that wait to be summed, about.
+const MOST_GRAMS: usize = 128 << 20;
 
 /// `sum += xᵀ·x`, lower half, products in f32.
 pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
@@ -168,8 +170,11 @@ pub(super) fn add_gram_f32(sum: &mut Array2<f64>, x: ArrayView2<'_, f32>) {
     };
     // The same parts and the same order whatever the threads.
     let parts: Vec<_> = x.axis_chunks_iter(Axis(0), ROWS_AT_ONCE).collect();
-    for gram in parts.into_par_iter().with_max_len(1).map(gram).collect::<Vec<_>>() {
-        sum.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|((i, j), s)| *s += f64::from(gram[(i, j)]));
+    let together = (MOST_GRAMS / (size_of::<f32>() * columns * columns).max(1)).max(2);
+    for parts in parts.chunks(together) {
+        for gram in parts.par_iter().with_max_len(1).map(|part| gram(*part)).collect::<Vec<_>>() {
+            sum.indexed_iter_mut().filter(|((i, j), _)| i >= j).for_each(|((i, j), s)| *s += f64::from(gram[(i, j)]));
+        }
     }
 }
 

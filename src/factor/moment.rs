@@ -104,6 +104,14 @@ impl Moment {
         add_product_f32(&mut self.xy, x, y);
     }
 
+    /// The same but for `Σ x·xᵀ`, which takes the most memory: for what only asks for means and for outputs.
+    #[must_use]
+    pub fn without_covariance(&self) -> Self {
+        let (x, y) = (self.x.clone(), self.y.clone());
+        let (xx, narrow) = (Array2::zeros((0, 0)), None);
+        Self { rows: self.rows, x, xx, narrow, y, xy: self.xy.clone(), yy: self.yy.clone() }
+    }
+
     /// Keeps `Σ x·xᵀ` in a quarter of the memory from now on: for one that gets no more rows. What that rounds off is far below what a
     /// covariance gets as a ridge.
     pub fn narrow(&mut self) {

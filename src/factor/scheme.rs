@@ -29,7 +29,8 @@ impl ChainForm {
     /// the singular values. Of two factors a shared one is always the basis.
     #[must_use]
     pub fn basis_side(&self) -> Side {
-        if self.last == Ownership::Shared && self.core.is_none() { Side::Last } else { Side::First }
+        let last = self.last == Ownership::Shared && self.first == Ownership::Own && self.core.is_none();
+        if last { Side::Last } else { Side::First }
     }
 
     /// Ownership of the factor on that side.
@@ -41,6 +42,11 @@ impl ChainForm {
     /// Ownership of all that follows the first factor, taken together.
     pub(super) fn rest(&self) -> Ownership {
         if self.core == Some(Ownership::Own) { Ownership::Own } else { self.last }
+    }
+
+    /// Whether every factor is shared: then all members are given one kernel, at best the nearest to their mean.
+    pub(super) fn is_common(&self) -> bool {
+        self.first == Ownership::Shared && self.rest() == Ownership::Shared
     }
 
     /// Whether any factor is shared.
@@ -88,6 +94,16 @@ pub enum Scheme {
         /// Share of the rank that goes to the left-shared chain, from 0 (RJSVD-2) to 1 (LJSVD).
         split: f64,
     },
+    /// `Wᵢ ≈ Aᵢ·B + Cᵢ·Dᵢ`: a right-shared chain and an own one (PCSVD).
+    PartlyCoupled {
+        /// Share of the rank that goes to the shared chain.
+        split: f64,
+    },
+    /// `Wᵢ ≈ A·C·Vᵀ + Aᵢ·Cᵢ·Vᵢᵀ`: one tensor train for all and one of its own for each (NC-CTD).
+    CoupledTensorTrain {
+        /// Share of the rank that goes to the shared train: `1/(1+n)` where the own ranks are n times the shared one.
+        split: f64,
+    },
 }
 
 impl Scheme {
@@ -100,6 +116,19 @@ impl Scheme {
             Self::RightSharedWithFirst => "rjsvd-1",
             Self::RightShared => "rjsvd-2",
             Self::BothShared { .. } => "bi-jsvd",
+            Self::PartlyCoupled { .. } => "pcsvd",
+            Self::CoupledTensorTrain { .. } => "nc-ctd",
+        }
+    }
+
+    /// How the rank is dealt to two chains, where there are two: the share of the first.
+    #[must_use]
+    pub fn split(self) -> Option<f64> {
+        match self {
+            Self::BothShared { split } | Self::PartlyCoupled { split } | Self::CoupledTensorTrain { split } => {
+                Some(split)
+            }
+            Self::Separate | Self::LeftShared | Self::RightShared | Self::RightSharedWithFirst => None,
         }
     }
 
@@ -147,19 +176,24 @@ impl Form {
             Scheme::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
             Scheme::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
             Scheme::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
+            Scheme::PartlyCoupled { split } => dealt(split, chain(Own, Shared), chain(Own, Own)),
+            Scheme::CoupledTensorTrain { split } => {
+                let all = ChainForm { core: core.map(|_| Shared), ..chain(Shared, Shared) };
+                dealt(split, all, chain(Own, Own))
+            }
         }
     }
 
     /// How `total` ranks are dealt to the chains. Every chain gets at least one.
     #[must_use]
     pub fn ranks(self, total: usize) -> Vec<usize> {
-        match self.scheme {
-            Scheme::BothShared { split } if split > 0.0 && split < 1.0 && !self.unfolding.twice => {
+        match self.scheme.split().filter(|_| self.least_rank() == 2) {
+            Some(split) => {
                 let left = (split * total as f64).round() as usize;
                 let left = left.clamp(1, total.max(2) - 1);
                 vec![left, total.max(2) - left]
             }
-            _ => vec![total],
+            None => vec![total],
         }
     }
 
@@ -167,6 +201,15 @@ impl Form {
     #[must_use]
     pub fn least_rank(self) -> usize {
         self.chains().len()
+    }
+}
+
+/// Two chains, or the one that gets all of the rank.
+fn dealt(split: f64, first: ChainForm, second: ChainForm) -> Vec<ChainForm> {
+    match split {
+        none if none <= 0.0 => vec![second],
+        all if all >= 1.0 => vec![first],
+        _ => vec![first, second],
     }
 }
 

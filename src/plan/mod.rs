@@ -186,7 +186,8 @@ fn check(options: &PlanOptions) -> Result<()> {
         RankPolicy::Ratio(_) | RankPolicy::Rate(_) => {}
     }
     match options.scheme {
-        SchemeChoice::Only(Form { scheme: Scheme::BothShared { split }, .. }) if !(0.0..=1.0).contains(&split) => {
+        SchemeChoice::Only(form) if form.scheme.split().is_some_and(|split| !(0.0..=1.0).contains(&split)) => {
+            let split = form.scheme.split().unwrap_or_default();
             Err(Error::Options(format!("--split must be from 0 to 1, not {split}")))
         }
         _ => Ok(()),

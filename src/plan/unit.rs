@@ -136,8 +136,9 @@ impl Unit {
 
     /// The rank of [`RankPolicy::Rate`](super::RankPolicy::Rate); none if it does not pay.
     pub(super) fn rank_at(&self, rate: f64) -> Option<usize> {
-        let separate = self.form.unfolding;
-        let separate = Scheme::Separate.on(separate).chains();
+        // What a tensor train is compared with is the paper's matrix decomposition.
+        let unfolding = if self.form.unfolding.twice { Unfolding::SPATIAL } else { self.form.unfolding };
+        let separate = Scheme::Separate.on(unfolding).chains();
         let budget: u64 = self
             .shapes
             .iter()
@@ -148,9 +149,20 @@ impl Unit {
                 factor::parameters(&separate, &[rank], &[shape])
             })
             .sum();
-        let ranks = self.form.least_rank()..=self.max_rank;
         // The nearest, the smaller of two.
-        ranks.min_by_key(|&r| self.parameters(r).abs_diff(budget)).filter(|&r| {
+        let nearest = |parameters: &dyn Fn(usize) -> u64| {
+            (self.form.least_rank()..=self.max_rank).min_by_key(|&r| parameters(r).abs_diff(budget))
+        };
+        if let (Scheme::CoupledTensorTrain { split }, 2) = (self.form.scheme, self.chains.len()) {
+            let train = Scheme::Separate.on(self.form.unfolding).chains();
+            let alone = nearest(&|r| factor::parameters(&train, &[r], &self.shapes))?;
+            // The paper's r_shared = num/(n·num + 1)·r, and n times that for each alone.
+            let (n, members) = ((1.0 - split) / split, self.shapes.len() as f64);
+            let shared = (members / (n * members + 1.0) * alone as f64).round().max(1.0);
+            let total = (shared + (n * shared).round().max(1.0)) as usize;
+            return Some(total).filter(|&total| total <= self.max_rank);
+        }
+        nearest(&|r| self.parameters(r)).filter(|&r| {
             // Beyond the last rank that pays, the nearest is not what was asked for.
             r < self.max_rank || self.parameters(r) >= budget
         })
