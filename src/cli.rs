@@ -3,7 +3,7 @@
 use clap::{Parser, ValueEnum};
 use onnx_jmd::{
     CalibrationInputs, Error, Gates, GroupBy, GroupOptions, Images, InputShape, Layout, Options, PlanOptions,
-    Preprocessing, Preset, RankPolicy, Result, Scheme, SchemeChoice, Unfolding, VerifyOptions,
+    Preprocessing, Preset, Protocol, RankPolicy, Result, Scheme, SchemeChoice, Unfolding, VerifyOptions,
 };
 use regex::Regex;
 use std::ffi::OsString;
@@ -85,6 +85,11 @@ pub struct Cli {
     /// store a shared last factor once per member again)
     #[arg(long, help_heading = "Which convolutions")]
     keep_bn: bool,
+
+    /// Leave whole what a published comparison does; paper (arXiv 2107.04386): the stem, the first stage, the shortcuts and the
+    /// classifier, and multiply-accumulates are not limited. The report's line of weights is its compression factor
+    #[arg(long, value_name = "NAME", requires = "rank_rate", help_heading = "Which convolutions")]
+    protocol: Option<ProtocolName>,
 
     /// Allow more multiply-accumulates than the input has (with --rank-rate: than each group has)
     #[arg(long, help_heading = "Which convolutions")]
@@ -320,6 +325,11 @@ impl From<OsString> for CalibrationSource {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum ProtocolName {
+    Paper,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum GroupByName {
     Role,
     Shape,
@@ -409,6 +419,7 @@ impl Cli {
                     GroupByName::Role => GroupBy::Role,
                     GroupByName::Shape => GroupBy::Shape,
                 },
+                protocol: self.protocol.map(|ProtocolName::Paper| Protocol::Paper),
                 keep_batch_norm: self.keep_bn,
                 include: self.include,
                 exclude: self.exclude,
@@ -418,7 +429,7 @@ impl Cli {
                 scheme,
                 policy,
                 iterations: self.iterations,
-                allow_more_macs: self.allow_more_macs,
+                allow_more_macs: self.allow_more_macs || self.protocol.is_some(),
                 align: usize::from(self.align),
             },
             verify: (!self.no_verify).then_some(verify),

@@ -74,7 +74,7 @@ pub use calibrate::CalibrationInputs;
 pub use compile::{Compilation, Gates, Options, compile};
 pub use error::{Error, Result};
 pub use factor::{Form, Scheme, Unfolding};
-pub use group::{Group, GroupBy, GroupOptions, Grouping, RepeatedBlock, Skipped, Stream, find_groups};
+pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
 pub use images::{Images, Layout, Preprocessing, Preset};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};

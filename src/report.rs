@@ -2,7 +2,7 @@
 
 use crate::factor;
 use crate::group::Grouping;
-use crate::onnx::{Conv, Model, SkipReason};
+use crate::onnx::{Conv, Graph, Model, SkipReason};
 use crate::plan::{Alternative, Kept, Plan, PlanOptions, RankPolicy};
 use crate::rewrite::{Compiled, shares};
 use comfy_table::{CellAlignment, Table, presets};
@@ -139,6 +139,9 @@ impl Change {
 pub struct Totals {
     /// Floating-point parameters, each stored tensor once.
     pub parameters: Change,
+    /// Weights of convolutions and fully connected layers, with the latter's biases: the paper's compression factor, in which
+    /// batch norms do not count.
+    pub weights: Change,
     /// Multiply-accumulates of the convolutions; none if a size is unknown.
     pub macs: Option<Change>,
     /// Bytes of the file; none for a dry run.
@@ -242,6 +245,9 @@ impl Report {
             RankPolicy::Ratio(r) => (Some(r), None),
             RankPolicy::Rate(r) => (None, Some(r)),
         };
+        let weights = Graph::new(model).map_or(0, |graph| graph.layer_weights());
+        let (weights_removed, weights_added) =
+            groups.iter().fold((0, 0), |sum, g| (sum.0 + g.parameters_before, sum.1 + g.parameters_after));
         let parameters_after = compiled.map_or(plan.parameters_after, |c| c.model.parameters());
         let blocks = grouping.blocks.iter();
         Self {
@@ -259,6 +265,7 @@ impl Report {
             groups,
             totals: Totals {
                 parameters: Change::new(plan.parameters_before, parameters_after),
+                weights: Change::new(weights, (weights + weights_added).saturating_sub(weights_removed)),
                 macs: macs(),
                 file_bytes: compiled.map(|c| Change::new(model.file_bytes(), c.model.file_bytes())),
             },
@@ -334,7 +341,9 @@ impl Report {
         let totals = &self.totals;
         let file = totals.file_bytes.map(|c| ("file bytes", c));
         let macs = totals.macs.map(|c| ("multiply-accumulates (convolutions)", c));
-        for (name, change) in [("parameters", totals.parameters)].into_iter().chain(macs).chain(file) {
+        let parameters =
+            [("parameters", totals.parameters), ("weights (convolutions, fully connected)", totals.weights)];
+        for (name, change) in parameters.into_iter().chain(macs).chain(file) {
             let ratio = format!("{:.2}", change.ratio);
             table.add_row(vec![name.to_owned(), thousands(change.before), thousands(change.after), ratio]);
         }

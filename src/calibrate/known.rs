@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::onnx::Model;
 use crate::runtime::{Feed, Input, Runner};
 use ndarray::ArrayD;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 /// Bytes of values that are kept at most.
@@ -12,31 +13,50 @@ pub(super) const MOST_BYTES: usize = 512 << 20;
 /// Values that are known, by name and image.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    values: BTreeMap<String, Images>,
+    values: BTreeMap<String, Stack>,
 }
 
-/// A value of every so many-th image.
+/// A value of every so many-th image, one after the other: a single piece of memory goes back to the system when it is dropped.
 #[derive(Debug)]
-struct Images {
+pub(super) struct Stack {
     step: usize,
-    values: Vec<ArrayD<f32>>,
+    dims: Vec<usize>,
+    values: Vec<f32>,
 }
 
-impl Images {
+impl Stack {
+    pub(super) fn new(step: usize) -> Self {
+        Self { step, dims: Vec::new(), values: Vec::new() }
+    }
+
+    /// Adds the value of the next image; `count` are to come in all.
+    pub(super) fn push(&mut self, value: &ArrayD<f32>, count: usize) {
+        if self.values.is_empty() {
+            self.dims = value.shape().to_vec();
+            self.values.reserve_exact(count * value.len());
+        }
+        self.values.extend(value.iter());
+    }
+
     fn bytes(&self) -> usize {
-        self.values.iter().map(|image| size_of::<f32>() * image.len()).sum()
+        size_of::<f32>() * self.values.len()
+    }
+
+    fn image(&self, number: usize) -> Option<ArrayD<f32>> {
+        let (at, size) = (number / self.step, self.dims.iter().product::<usize>());
+        ArrayD::from_shape_vec(&self.dims[..], self.values.get(at * size..(at + 1) * size)?.to_vec()).ok()
     }
 }
 
 impl Known {
-    /// Adds a value of every `step`-th image, whatever memory it takes.
-    pub(super) fn add(&mut self, name: &str, step: usize, values: Vec<ArrayD<f32>>) {
-        self.values.insert(name.to_owned(), Images { step, values });
+    /// Adds a value, whatever memory it takes.
+    pub(super) fn add(&mut self, name: &str, images: Stack) {
+        self.values.insert(name.to_owned(), images);
     }
 
     /// Drops the largest values until all are within the memory that there is: they are computed again.
     pub(super) fn limit(&mut self) {
-        while self.values.values().map(Images::bytes).sum::<usize>() > MOST_BYTES {
+        while self.values.values().map(Stack::bytes).sum::<usize>() > MOST_BYTES {
             let largest = self.values.iter().max_by_key(|(_, images)| images.bytes()).map(|(name, _)| name.clone());
             self.values.retain(|name, _| Some(name) != largest.as_ref());
         }
@@ -58,12 +78,11 @@ impl Known {
     /// The shape of a value that is known of every `step`-th image, if that is asked for.
     fn dims(&self, name: &str, step: Option<usize>) -> Option<Vec<usize>> {
         let images = self.values.get(name).filter(|known| step.is_none_or(|step| step.is_multiple_of(known.step)))?;
-        Some(images.values.first()?.shape().to_vec())
+        Some(images.dims.clone())
     }
 
-    fn value(&self, name: &str, image: usize) -> Option<&ArrayD<f32>> {
-        let images = self.values.get(name)?;
-        images.values.get(image / images.step)
+    fn value(&self, name: &str, image: usize) -> Option<ArrayD<f32>> {
+        self.values.get(name)?.image(image)
     }
 }
 
@@ -144,8 +163,8 @@ impl Probe {
     /// [`Error::Unavailable`] with tract's reason.
     pub(super) fn run(&self, image: usize, feed: &Feed, known: &Known) -> Result<Vec<ArrayD<f32>>> {
         let given = |source: &Source| match source {
-            Source::Image(at) => feed.get(*at),
-            Source::Known(name) => known.value(name, image),
+            Source::Image(at) => feed.get(*at).map(Cow::Borrowed),
+            Source::Known(name) => known.value(name, image).map(Cow::Owned),
             Source::Computed(_) => None,
         };
         let missing = || Error::Unavailable { what: "the model".into(), reason: format!("image {image} is not known") };
@@ -158,7 +177,7 @@ impl Probe {
         };
         let value = |source: &Source| match source {
             Source::Computed(at) => outputs.get(*at).cloned(),
-            source => given(source).cloned(),
+            source => given(source).map(Cow::into_owned),
         };
         self.places.iter().map(value).collect::<Option<Vec<_>>>().ok_or_else(missing)
     }
@@ -184,7 +203,12 @@ mod tests {
         let whole = Probe::new(&model, &[value, later], &inputs, 1, &nothing, &none).unwrap();
         let seen = whole.run(0, &vec![picture], &nothing).unwrap();
         let mut known = Known::default();
-        known.add(value, 2, vec![seen[0].clone()]);
+        let stack = |step: usize, value: &ArrayD<f32>| {
+            let mut images = Stack::new(step);
+            images.push(value, 1);
+            images
+        };
+        known.add(value, stack(2, &seen[0]));
         let part = Probe::new(&model, &[later], &inputs, 4, &known, &none).unwrap();
         assert!(whole.reads_images() && !part.reads_images());
         assert_eq!(part.run(0, &Feed::new(), &known).unwrap()[0], seen[1]);
@@ -192,15 +216,15 @@ mod tests {
         assert!(Probe::new(&model, &[later], &inputs, 2, &known, &HashSet::from([value])).unwrap().reads_images());
         assert!(Probe::new(&model, &[later], &inputs, 1, &known, &none).unwrap().reads_images());
         // Nothing before a known value is needed, nor anything behind the wanted one.
-        known.add(convs[2].input.as_str(), 1, vec![seen[0].clone()]);
+        known.add(convs[2].input.as_str(), stack(1, &seen[0]));
         known.keep_needed(&model, &[later]).unwrap();
         assert!(known.values.keys().eq([value]));
         known.keep_needed(&model, &[convs[2].input.as_str()]).unwrap();
         assert!(known.values.is_empty());
-        let large = |n: usize| vec![ArrayD::zeros(IxDyn(&[n, MOST_BYTES / 16]))];
-        known.add("large", 1, large(3));
-        known.add("larger", 1, large(4));
-        known.add("small", 1, large(1));
+        let large = |n: usize| stack(1, &ArrayD::zeros(IxDyn(&[n, MOST_BYTES / 16])));
+        known.add("large", large(2));
+        known.add("larger", large(3));
+        known.add("small", large(1));
         known.limit();
         assert!(known.values.keys().eq(["large", "small"]));
     }

@@ -174,6 +174,7 @@ impl Calibration {
             addend.take_if(|_| !kept.alike);
             kept.moment.narrow();
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
+            kept.targets.shrink_to_fit();
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());
             sights.push(Sight::new(kept.moment, gradient).map_err(|reason| numerical(conv, reason))?);
         }

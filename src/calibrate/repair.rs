@@ -12,7 +12,7 @@
 //!   weights that restore the original's outputs as far as a ridge lets them.
 
 use super::activation::Window;
-use super::known::Known;
+use super::known::{Known, Stack};
 use super::{Calibration, Observations, at_pixels, columns, geometry, joined, numerical, plane};
 use crate::error::{Error, Result};
 use crate::factor::{self, Factors, Moment, Refit, Seen};
@@ -20,7 +20,7 @@ use crate::onnx::{Conv, Dense, Graph, Model};
 use crate::plan::{Judged, Plan};
 use crate::progress::Progress;
 use crate::rewrite::{Amends, Compiled, assemble, rewritten};
-use ndarray::{Array1, Array2, Array4, ArrayD, Axis, s};
+use ndarray::{Array1, Array2, Array4, Axis, s};
 use rayon::prelude::*;
 
 /// Turns between the factors of a convolution when it is refitted.
@@ -214,8 +214,9 @@ impl Repair<'_> {
         let mut rows = Array2::zeros((targets.nrows(), columns(conv)));
         let mut added = Vec::new();
         let mut filled = 0;
-        let mut seen: Vec<Vec<ArrayD<f32>>> = vec![Vec::new(); values.len()];
         let step = calibration.step(conv);
+        let count = calibration.count.div_ceil(step);
+        let mut seen: Vec<Stack> = values.iter().map(|_| Stack::new(step)).collect();
         calibration.run(&self.small, &values, step, &self.known, &mut |images, portion| {
             let pixels = portion.iter().zip(images).map(|(image, &number)| {
                 let input = plane(&image[0], &conv.input)?;
@@ -237,12 +238,12 @@ impl Repair<'_> {
             });
             added.extend(each.collect::<Result<Vec<_>>>()?.into_iter().flatten());
             for image in portion {
-                seen.iter_mut().zip(image).for_each(|(all, value)| all.push(value));
+                seen.iter_mut().zip(&image).for_each(|(all, value)| all.push(value, count));
             }
             Ok(())
         })?;
         for (value, images) in values.iter().zip(seen) {
-            self.known.add(value, step, images);
+            self.known.add(value, images);
         }
         self.keep_needed(index)?;
         self.known.limit();

@@ -1,7 +1,7 @@
 //! How far the network's output moves when some convolutions change.
 
 use super::Calibration;
-use super::known::{Known, Probe};
+use super::known::{Known, Probe, Stack};
 use crate::error::Result;
 use crate::onnx::{Conv, Graph, Model};
 use crate::plan::Sight;
@@ -65,7 +65,9 @@ impl Calibration {
         let mut seen: Vec<Vec<ArrayD<f32>>> = runs.collect::<Result<_>>()?;
         let mut known = Known::default();
         for value in read.iter().rev() {
-            known.add(value, 1, seen.iter_mut().filter_map(Vec::pop).collect());
+            let mut images = Stack::new(1);
+            seen.iter_mut().filter_map(Vec::pop).for_each(|image| images.push(&image, count));
+            known.add(value, images);
         }
         known.limit();
         let outputs = seen;

@@ -1,10 +1,12 @@
 //! Which convolutions play the same role, and which blocks of the network repeat: from structure alone.
 
 mod blocks;
+mod protocol;
 mod role;
 mod stream;
 
 pub use blocks::RepeatedBlock;
+pub use protocol::Protocol;
 pub use stream::Stream;
 
 use crate::error::Result;
@@ -34,6 +36,8 @@ pub struct GroupOptions {
     pub include: Option<Regex>,
     /// No convolution whose name matches.
     pub exclude: Option<Regex>,
+    /// Leave whole what this comparison does.
+    pub protocol: Option<Protocol>,
     /// Shapes of graph inputs, where the file leaves them open.
     pub input_shapes: Vec<InputShape>,
 }
@@ -108,6 +112,19 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
                 skipped.push(Skipped { name: crate::onnx::label(node), reason, macs });
             }
         }
+    }
+    if options.protocol == Some(Protocol::Paper) {
+        let whole = protocol::left_whole(convs.len(), &stream::streams(&graph, &convs));
+        let mut whole = whole.into_iter();
+        convs.retain(|conv| {
+            let reason = whole.next().flatten();
+            skipped.extend(reason.map(|part| Skipped {
+                name: conv.name.clone(),
+                reason: SkipReason::Protocol { part },
+                macs: conv.output_extent[0].zip(conv.output_extent[1]).map(|(h, w)| conv.macs([h, w])),
+            }));
+            reason.is_none()
+        });
     }
     let groups = group(&graph, &resolutions, &convs, options.group_by);
     let streams = stream::streams(&graph, &convs);

@@ -100,6 +100,11 @@ pub enum SkipReason {
     AlreadyFactored,
     /// Excluded by the user.
     Excluded,
+    /// Left whole by the protocol asked for.
+    Protocol {
+        /// What the protocol leaves whole.
+        part: &'static str,
+    },
     /// No rank makes it smaller.
     NeverPays,
 }
@@ -128,6 +133,7 @@ impl fmt::Display for SkipReason {
             Self::Inconsistent { what } => write!(f, "{what}"),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
+            Self::Protocol { part } => write!(f, "the protocol leaves {part} whole"),
             Self::NeverPays => write!(f, "no rank makes it smaller without more multiply-accumulates"),
         }
     }

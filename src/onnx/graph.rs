@@ -203,6 +203,19 @@ impl<'m> Graph<'m> {
         self.constants.get(name).copied()
     }
 
+    /// Weights of convolutions and fully connected layers and the biases of the latter, each constant once.
+    pub(crate) fn layer_weights(&self) -> u64 {
+        let read = self.nodes().iter().filter(|n| is_standard(n)).flat_map(|node| match node.op_type() {
+            "Conv" | "ConvTranspose" => node.input.get(1..2),
+            "Gemm" => node.input.get(1..),
+            "MatMul" => Some(&node.input[..]),
+            _ => None,
+        });
+        let names: HashSet<&str> = read.flatten().map(String::as_str).collect();
+        let elements = |t: &TensorProto| t.dims.iter().map(|d| d.unsigned_abs()).fold(1, u64::saturating_mul);
+        names.into_iter().filter_map(|name| self.constant(name)).map(elements).fold(0, u64::saturating_add)
+    }
+
     /// How often the tensor behind a constant name is read, the `Identity` nodes in between not counted.
     pub(crate) fn constant_uses(&self, name: &str) -> usize {
         let mut name = name;
