@@ -13,6 +13,10 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Instant;
 
+/// Stages leave gaps of all sizes: with this allocator they go back to the system.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = Cli::parse();
     // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.

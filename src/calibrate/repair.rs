@@ -66,6 +66,8 @@ struct Repair<'r> {
     small: Model,
     /// What it gives at places that no later refit changes.
     known: Known,
+    /// The convolution whose turn it is.
+    at: usize,
 }
 
 impl Calibration {
@@ -95,6 +97,7 @@ impl Calibration {
             amends: compiled.amends,
             small: compiled.model,
             known: Known::default(),
+            at: 0,
         };
         let items = progress.items("refitting", plan.convs.len());
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
@@ -102,11 +105,12 @@ impl Calibration {
             if conv.effective_bias().is_none() || whole_without_bias {
                 continue;
             }
+            repair.at = index;
             let changed = match *place {
                 Some((g, at)) => repair.decomposed(index, g, at)?,
                 None => repair.whole(index)?,
             };
-            repair.update(&changed, index)?;
+            repair.update(&changed)?;
             items.done(&conv.name);
         }
         for head in Dense::heads(&repair.graph) {
@@ -186,14 +190,14 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Rewrites the model with what was refitted, and forgets what that changes and what no convolution after `index` needs.
-    fn update(&mut self, changed: &[usize], index: usize) -> Result<()> {
+    /// Rewrites the model with what was refitted, and forgets what that changes and what no later convolution needs.
+    fn update(&mut self, changed: &[usize]) -> Result<()> {
         self.small = rewritten(self.model, self.plan, &self.factors, &self.amends)?;
         let convs = &self.plan.convs;
         let graph = Graph::new(&self.small)?;
         let stale = graph.descendants(changed.iter().map(|&m| convs[m].output.as_str()));
         self.known.forget(|name| stale.contains(name));
-        self.keep_needed(index + 1)
+        self.keep_needed(self.at + 1)
     }
 
     /// Forgets what no convolution from this one on needs.
@@ -245,7 +249,7 @@ impl Repair<'_> {
         for (value, images) in values.iter().zip(seen) {
             self.known.add(value, images);
         }
-        self.keep_needed(index)?;
+        self.keep_needed(self.at)?;
         self.known.limit();
         let mut data = Data {
             targets: targets.clone(),

@@ -2,7 +2,7 @@
 //! what the output should be.
 
 use super::linalg::{add_gram_f32, add_product_f32, product};
-use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
+use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, s};
 
 /// Kernel size, strides, dilations and pads of a convolution: all that turns an input into rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,7 @@ impl Moment {
     /// Adds rows and their outputs. Products are taken in f32 and summed in f64.
     pub fn add(&mut self, x: ArrayView2<'_, f32>, y: Option<ArrayView2<'_, f32>>) {
         self.rows += x.nrows() as f64;
-        self.x += &x.mapv(f64::from).sum_axis(Axis(0));
+        add_rows(&mut self.x, x);
         add_gram_f32(&mut self.xx, x);
         if let Some(y) = y {
             self.add_outputs(x, y);
@@ -99,7 +99,7 @@ impl Moment {
     }
 
     fn add_outputs(&mut self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
-        self.y += &y.mapv(f64::from).sum_axis(Axis(0));
+        add_rows(&mut self.y, y);
         add_gram_f32(&mut self.yy, y);
         add_product_f32(&mut self.xy, x, y);
     }
@@ -180,6 +180,11 @@ impl Moment {
         let (n, x, y) = (self.rows.max(1.0), self.mean(), self.output_mean());
         Array2::from_shape_fn(self.xy.dim(), |(i, j)| self.xy[[i, j]] / n - x[i] * y[j])
     }
+}
+
+/// `sum += Σ rows`, in f64.
+fn add_rows(sum: &mut Array1<f64>, rows: ArrayView2<'_, f32>) {
+    rows.outer_iter().for_each(|row| sum.zip_mut_with(&row, |sum, &x| *sum += f64::from(x)));
 }
 
 /// `S/n − m·mᵀ` of sums of products given by their lower half, rows and columns in this order.
