@@ -413,6 +413,9 @@ impl Cli {
             CalibrationSource::Drawn => Some(Images::drawn(self.seed, most, &preprocessing)?),
             CalibrationSource::Path(path) => Some(Images::open(&path, None, &preprocessing)?),
         };
+        if self.cache.is_some() && calibration.is_none() {
+            return Err(Error::Options("--cache needs calibration: leave out --calib none, or give --calib".into()));
+        }
         let options = Options {
             groups: GroupOptions {
                 group_by: match self.group_by {

@@ -225,9 +225,11 @@ proptest! {
         prop_assert!(stored && factors.chains[1].factors.iter().all(|f| matches!(f, Factor::Own(_))));
         // All of the rank for the common train: every member gets the same kernel.
         let all = Scheme::CoupledTensorTrain { split: 1.0 }.on(Unfolding::TUCKER);
-        let (factors, _) = solve(all, &kernels, 5, 0);
+        let (factors, predicted) = solve(all, &kernels, 5, 0);
         let mean = kernels.iter().fold(Array4::<f64>::zeros(shape), |sum, k| sum + k) / 4.0;
         prop_assert!(squared(&(factors.reconstruct(3) - mean)) < STORED * energy);
+        let found = lost(&kernels, &factors);
+        prop_assert!((found - predicted).abs() < STORED * energy, "{found} {predicted}");
     }
 
     #[test]
@@ -248,6 +250,11 @@ fn members_of_rjsvd_1_may_read_fewer_channels() {
     let energy: f64 = kernels.iter().map(squared).sum();
     assert!((lost(&kernels, &factors) - predicted).abs() <= STORED * energy);
     assert_eq!(factors.reconstruct(0).dim(), (6, 3, 3, 3));
+    // Cut twice, each first factor has its own input's rank.
+    let form = Scheme::RightSharedWithFirst.on(Unfolding::TUCKER);
+    let (factors, _) = solve(form, &kernels, 5, 0);
+    assert_eq!(factors.parameters(), parameters(&form.chains(), &form.ranks(5), &problem.shapes));
+    assert_eq!([0, 1].map(|i| factors.chains[0].factors[0].of(i).dim().0), [3, 5]);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! observing or measuring again.
 //!
 //! Files are named by a SHA-256 of all that they follow from: this version, the model's bytes, its convolutions as they are
-//! decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for bit, so that
-//! a result never depends on the folder. A file that cannot be read is as good as none, and one that cannot be written is
+//! decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for bit. Products are
+//! rounded as the processor's instructions have it, so a folder that machines of several kinds share may change last bits. A file that cannot be read is as good as none, and one that cannot be written is
 //! mentioned.
 
 use super::{Calibration, Observations};
@@ -22,7 +22,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Changes whenever what the files hold, or what it is computed by, does.
-const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 1");
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 2");
 /// Samples that are hashed at a time.
 const PORTION: usize = 64;
 /// Room for the texts of a file; numbers need none.
@@ -49,6 +49,7 @@ impl Cache {
             hash.update(bytes);
         };
         part(FORMAT.as_bytes());
+        part(format!("{} {}", std::env::consts::ARCH, std::env::consts::OS).as_bytes());
         part(&model.to_bytes());
         for conv in convs {
             part(format!("{} {} {}", conv.name, conv.output, conv.batch_norm.is_some()).as_bytes());

@@ -208,9 +208,9 @@ impl Calibration {
     /// Which images a convolution is fitted on: every so many-th, so that what it reads and what is added to its output can be
     /// kept; without the mirror images first.
     fn step(&self, conv: &Conv) -> usize {
-        let ([height, width], _) = conv.extents();
-        let bytes = size_of::<f32>() * conv.shape[1] * height * width * self.count;
-        (2 * bytes).div_ceil(MOST_BYTES).next_power_of_two()
+        let ([in_h, in_w], [out_h, out_w]) = conv.extents();
+        let values = conv.shape[1] * in_h * in_w + conv.shape[0] * out_h * out_w;
+        (size_of::<f32>() * values * self.count).div_ceil(MOST_BYTES).next_power_of_two()
     }
 }
 

@@ -84,7 +84,8 @@ pub fn analyse_calibrated<K: Kernels + ?Sized>(
         shares.push(carried);
         cuts.push(Cut::new(form, outputs.into_iter())?);
     }
-    Ok(Analysis::new(bases, shares, cuts))
+    // Each member is scaled to unit energy.
+    Ok(Analysis::new(chains, seen.len(), || seen.len() as f64, bases, shares, cuts))
 }
 
 /// The basis of a first factor common to all members, orthonormal in the mean of their metrics, and what share of each member's
@@ -181,7 +182,7 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
         (0..shapes.len()).map(|i| Target::of_kernel(&chains[0], kernels.kernel(i).view(), &seen[i])).collect();
     let mut terms: Vec<Term> = Vec::new();
     for (c, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
-        let bases = analysis.leading(c, form.cuts(rank, shapes[0]).0)?;
+        let bases = analysis.leading(c, rank)?;
         let (a, b) = match form.basis_side() {
             Side::First => (bases, vec![Array2::zeros((0, 0))]),
             Side::Last => {

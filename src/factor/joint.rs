@@ -5,12 +5,13 @@
 //! paper's LJSVD). A shared last factor is the same problem transposed (RJSVD), and an own pair is the
 //! problem of one member (SVD).
 //!
-//! A sum of several chains (Bi-JSVD) is solved in turns, each chain on what the others leave: one step of orthogonal
+//! A sum of several chains (Bi-JSVD, PCSVD) is solved in turns, each chain on what the others leave: one step of orthogonal
 //! iteration `Q ← orth(Σ Rᵢ·Rᵢᵀ·Q)`, then the projection. Both halves are exact least squares for the other, so the error
 //! never rises. All chains of a scheme use one unfolding.
 //!
 //! Where the last factor is cut again, `B_l = C_l·Vᵀ`, `V` spans the leading eigenvectors of `Σ_l B_lᵀ·B_l` (the higher-order SVD,
-//! truncated side after side; a shared `V` of the sum over the members).
+//! truncated side after side; a shared `V` of the sum over the members). A sum of such chains (NC-CTD) is solved in turns too, but its
+//! error may rise a little in one: the cut is not the best for what the other chain leaves.
 
 use super::linalg::{Basis, leading_basis, leading_eigenvectors, orthonormal};
 use super::{Chain, ChainForm, Factors, Ownership, Side, Unfolding};
@@ -50,6 +51,8 @@ pub struct Analysis {
     shares: Vec<Vec<Vec<f64>>>,
     /// For each chain what its second cut leaves, where there is one.
     cuts: Vec<Option<Cut>>,
+    /// For each chain how many members its spectrum stands for, where they all get one kernel: then it is that of their mean.
+    common: Vec<Option<usize>>,
 }
 
 /// Spectra of outputs, by which a last factor is cut again.
@@ -91,18 +94,28 @@ pub(super) fn output_bases(last: Ownership, grams: &[Array2<f64>], keep: usize) 
 }
 
 impl Analysis {
-    /// `shares` are those of each chain and member; they may be left out where nobody asks for a member's error.
-    pub(super) fn new(bases: Vec<Vec<Basis>>, shares: Vec<Vec<Vec<f64>>>, cuts: Vec<Option<Cut>>) -> Self {
-        // Every chain's spectra sum to the same whole.
-        let energy = bases.first().map_or(0.0, |chain| chain.iter().flat_map(|b| &b.spectrum).sum());
-        Self { bases, energy, shares, cuts }
+    /// `shares` are those of each chain and member; they may be left out where nobody asks for a member's error. `whole` gives
+    /// `Σ ‖Wᵢ‖²` where no spectrum does.
+    pub(super) fn new(
+        chains: &[ChainForm],
+        members: usize,
+        whole: impl FnOnce() -> f64,
+        bases: Vec<Vec<Basis>>,
+        shares: Vec<Vec<Vec<f64>>>,
+        cuts: Vec<Option<Cut>>,
+    ) -> Self {
+        let common: Vec<Option<usize>> = chains.iter().map(|c| c.is_common().then_some(members)).collect();
+        // The spectra of every chain but a common one sum to the same whole.
+        let spectra = bases.iter().zip(&common).find(|(_, common)| common.is_none());
+        let energy = spectra.map_or_else(whole, |(chain, _)| chain.iter().flat_map(|b| &b.spectrum).sum());
+        Self { bases, energy, shares, cuts, common }
     }
 
     /// Relative squared error to expect of one member at these ranks.
     pub(crate) fn member_error(&self, member: usize, ranks: &[usize]) -> f64 {
         let left_over = self.shares.iter().zip(&self.cuts).zip(ranks).map(|((chain, cut), &rank)| {
             let lost = |shares: Option<&Vec<f64>>| 1.0 - shares.map_or(0.0, |s| s.iter().take(rank).sum());
-            let cut = cut.as_ref().map_or(0.0, |cut| lost(cut.shares.get(member)));
+            let cut = cut.as_ref().map_or(0.0, |cut| lost(cut.shares.get(member).or(cut.shares.last())));
             (lost(chain.get(member)) + cut).clamp(0.0, 1.0)
         });
         left_over.product()
@@ -129,10 +142,18 @@ impl Analysis {
         if self.energy <= 0.0 {
             return 0.0;
         }
-        let left_over = self.bases.iter().zip(&self.cuts).zip(ranks).map(|((bases, cut), &rank)| {
-            let spectra = bases.iter().map(|b| &b.spectrum).chain(cut.iter().flat_map(|cut| &cut.spectra));
-            let tails = spectra.map(|s| s.iter().skip(rank).sum::<f64>());
-            (tails.sum::<f64>() / self.energy).clamp(0.0, 1.0)
+        let chains = self.bases.iter().zip(&self.cuts).zip(&self.common).zip(ranks);
+        let left_over = chains.map(|(((bases, cut), common), &rank)| {
+            let tail = |s: &Vec<f64>| s.iter().skip(rank).sum::<f64>();
+            let first: f64 = match common {
+                // ‖W‖² − ‖W − M‖² is ‖M‖² on average over the members, for M on the leading vectors of their mean.
+                Some(n) => {
+                    self.energy - *n as f64 * bases.iter().flat_map(|b| b.spectrum.iter().take(rank)).sum::<f64>()
+                }
+                None => bases.iter().map(|b| tail(&b.spectrum)).sum(),
+            };
+            let second: f64 = cut.iter().flat_map(|cut| &cut.spectra).map(tail).sum();
+            ((first + second * common.unwrap_or(1) as f64) / self.energy).clamp(0.0, 1.0)
         });
         self.energy * left_over.product::<f64>()
     }
@@ -178,9 +199,15 @@ pub fn analyse<K: Kernels + ?Sized>(chains: &[ChainForm], kernels: &K, keep: usi
             shares.push(carried.collect());
             bases.push(vec![basis]);
         }
-        cuts.push(Cut::new(chain, (0..members).map(|i| output_gram(kernels.kernel(i).view())))?);
+        cuts.push(if chain.is_common() {
+            let mean = (0..members).map(|i| kernels.kernel(i).into_owned()).reduce(|a, b| a + b).unwrap_or_default();
+            Cut::new(chain, std::iter::once(output_gram((mean / members.max(1) as f64).view())))?
+        } else {
+            Cut::new(chain, (0..members).map(|i| output_gram(kernels.kernel(i).view())))?
+        });
     }
-    Ok(Analysis::new(bases, shares, cuts))
+    let whole = || (0..members).map(|i| kernels.kernel(i).iter().map(|x| x * x).sum::<f64>()).sum();
+    Ok(Analysis::new(chains, members, whole, bases, shares, cuts))
 }
 
 /// `Σ w·wᵀ` of a kernel's outputs over all that they read.
@@ -209,7 +236,7 @@ pub fn factorize<K: Kernels + ?Sized>(
     let shapes = kernels.shapes();
     let mut terms = Vec::with_capacity(chains.len());
     for (at, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
-        let bases = analysis.leading(at, form.cuts(rank, shapes[0]).0)?;
+        let bases = analysis.leading(at, rank)?;
         terms.push(Term { form: *form, rank, bases, coefficients: Vec::new(), cuts: Vec::new() });
     }
     if let [term] = &mut terms[..] {

@@ -45,7 +45,8 @@ impl ChainForm {
     }
 
     /// Whether every factor is shared: then all members are given one kernel, at best the nearest to their mean.
-    pub(super) fn is_common(&self) -> bool {
+    #[must_use]
+    pub fn is_common(&self) -> bool {
         self.first == Ownership::Shared && self.rest() == Ownership::Shared
     }
 
@@ -57,7 +58,7 @@ impl ChainForm {
 
     /// Ranks behind the first factor and, of three, in front of the last one for a rank of the chain: none is larger than what it
     /// cuts.
-    pub(super) fn cuts(&self, rank: usize, shape: [usize; 4]) -> (usize, usize) {
+    fn cuts(&self, rank: usize, shape: [usize; 4]) -> (usize, usize) {
         match self.core {
             None => (rank, rank),
             Some(_) => (rank.min(self.unfolding.matrix_shape(shape).0), rank.min(shape[0])),
@@ -171,10 +172,10 @@ impl Form {
             Scheme::Separate => vec![chain(Own, Own)],
             Scheme::LeftShared => vec![chain(Shared, Own)],
             Scheme::RightShared | Scheme::RightSharedWithFirst => vec![chain(Own, Shared)],
-            // Of three factors both outer ones can be shared at once.
-            Scheme::BothShared { .. } if core.is_some() => vec![chain(Shared, Shared)],
             Scheme::BothShared { split } if split <= 0.0 => vec![chain(Own, Shared)],
             Scheme::BothShared { split } if split >= 1.0 => vec![chain(Shared, Own)],
+            // Of three factors both outer ones can be shared at once.
+            Scheme::BothShared { .. } if core.is_some() => vec![chain(Shared, Shared)],
             Scheme::BothShared { .. } => vec![chain(Shared, Own), chain(Own, Shared)],
             Scheme::PartlyCoupled { split } => dealt(split, chain(Own, Shared), chain(Own, Own)),
             Scheme::CoupledTensorTrain { split } => {

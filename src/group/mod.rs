@@ -9,7 +9,7 @@ pub use blocks::RepeatedBlock;
 pub use protocol::Protocol;
 pub use stream::Stream;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY};
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -82,7 +82,8 @@ pub struct Grouping {
 /// Finds the convolutions of a model, groups those that play the same role and reports the repeated blocks.
 ///
 /// # Errors
-/// Those of a damaged graph; a model from [`Model::open`] has none.
+/// Those of a damaged graph, which a model from [`Model::open`] has none of; [`Error::Options`] if a protocol is not for such a
+/// network.
 pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     let graph = Graph::new(model)?;
     let resolutions = Resolutions::new(&graph, &options.input_shapes);
@@ -114,10 +115,16 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         }
     }
     if options.protocol == Some(Protocol::Paper) {
-        let whole = protocol::left_whole(convs.len(), &stream::streams(&graph, &convs));
-        let mut whole = whole.into_iter();
+        // Of all of them, whatever is left out besides.
+        let all = graph.order().iter().filter(|&&index| role::is_conv(&graph.nodes()[index]));
+        let all = all.filter_map(|&index| Conv::new(&graph, &resolutions, index, !options.keep_batch_norm).ok());
+        let all: Vec<Conv> = all.collect();
+        let whole = protocol::left_whole(all.len(), &stream::streams(&graph, &all));
+        let no_stage =
+            || Error::Options("--protocol paper is for residual networks; this one has no stage of blocks".into());
+        let whole = whole.ok_or_else(no_stage)?;
         convs.retain(|conv| {
-            let reason = whole.next().flatten();
+            let reason = all.iter().position(|c| c.node == conv.node).and_then(|at| whole[at]);
             skipped.extend(reason.map(|part| Skipped {
                 name: conv.name.clone(),
                 reason: SkipReason::Protocol { part },

@@ -64,7 +64,7 @@ pub struct PlanOptions {
     pub scheme: SchemeChoice,
     /// How ranks are chosen.
     pub policy: RankPolicy,
-    /// Turns between the two chains of [`Scheme::BothShared`].
+    /// Turns between the chains of schemes of two, where plain weights are decomposed.
     pub iterations: usize,
     /// Allow more multiply-accumulates than before: of the whole model for a ratio, of a group for a rate.
     pub allow_more_macs: bool,

@@ -89,6 +89,8 @@ impl Unit {
             let shapes = || self.shapes.iter().map(|&s| chain.unfolding.matrix_shape(s));
             let (rows, columns) = (shapes().map(|s| s.0), shapes().map(|s| s.1));
             let basis = match (chain.basis_side(), chain.basis()) {
+                // One kernel for all is the nearest to their mean.
+                _ if chain.is_common() => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
                 (_, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
                 (Side::First, Ownership::Shared) => rows.max().map(|r| r.min(columns.sum())),
                 (Side::Last, Ownership::Shared) => columns.max().map(|c| c.min(rows.sum())),
