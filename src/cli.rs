@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
 ///
-/// Each convolution is rewritten into two smaller ones, alone or together with those that play the same role in repeated
+/// Each convolution is rewritten into two or three smaller ones, alone or together with those that play the same role in repeated
 /// blocks: W_i ≈ A·B_i or A_i·B, a factor that several share stored once. The ranks are chosen so that the file has RATIO
 /// times fewer floating-point parameters. The result is run with tract: against the original with its kernels replaced by
 /// what the factors multiply out to (must agree to rounding, or nothing is written), and against the original itself
@@ -88,7 +88,7 @@ pub struct Cli {
 
     /// Leave whole what a published comparison does; paper (arXiv 2107.04386): the stem, the first stage, the shortcuts and the
     /// classifier, and multiply-accumulates are not limited. The report's line of weights is its compression factor
-    #[arg(long, value_name = "NAME", requires = "rank_rate", help_heading = "Which convolutions")]
+    #[arg(long, value_name = "NAME", help_heading = "Which convolutions")]
     protocol: Option<ProtocolName>,
 
     /// Allow more multiply-accumulates than the input has (with --rank-rate: than each group has)
@@ -113,7 +113,7 @@ pub struct Cli {
     no_mirror: bool,
 
     /// Keep in this folder what the model shows of the images, and use what is there: another ratio then takes less time. The
-    /// result does not depend on it; files take up to gigabytes and may be deleted at any time
+    /// result is that of a run without it; files take up to gigabytes and may be deleted at any time
     #[arg(long, value_name = "DIR", help_heading = "Calibration")]
     cache: Option<PathBuf>,
 

@@ -77,7 +77,7 @@ pub use factor::{Form, Scheme, Unfolding};
 pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
 pub use images::{Images, Layout, Preprocessing, Preset};
-pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole};
+pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
 pub use report::{
     AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,

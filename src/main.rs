@@ -6,11 +6,10 @@ mod cli;
 
 use clap::Parser;
 use cli::{Cli, Paths};
-use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile, write_whole};
+use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile, write_whole, writing};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Instant;
 
 /// Stages leave gaps of all sizes: with this allocator they go back to the system.
@@ -42,13 +41,10 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Held while files are written, so that an interrupt never leaves half of one.
-static WRITING: Mutex<()> = Mutex::new(());
-
 /// Ends the process on Ctrl-C, after a file that is just being written.
 fn heed_interrupts() {
     let ended = ctrlc::set_handler(|| {
-        let _whole = WRITING.lock();
+        let _whole = writing();
         say("onnx-jmd: interrupted");
         #[allow(clippy::exit, reason = "the conventional status of an interrupted command")]
         std::process::exit(130);
@@ -92,7 +88,7 @@ fn run(paths: &Paths, options: &Options) -> Result<()> {
 }
 
 fn write(paths: &Paths, compilation: Compilation) -> Result<()> {
-    let _whole = WRITING.lock();
+    let _whole = writing();
     let report = if paths.timings { compilation.report.with_timings() } else { compilation.report };
     if let (Some(output), Some(model)) = (&paths.output, &compilation.model) {
         model.save(output)?;

@@ -148,6 +148,8 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         "in.onnx out.onnx --ratio 2 --rank-rate 0.1",
         "in.onnx out.onnx --ratio 2 --scheme bi-jsvd --split 2",
         "in.onnx out.onnx --ratio 2 --include (",
+        "in.onnx out.onnx --ratio 2 --scheme tt --unfolding spatial",
+        "in.onnx out.onnx --ratio 2 --cache folder --calib none",
         "in.onnx out.onnx --ratio 2 --threads 0",
         "in.onnx out.onnx --ratio 1.5 --input-shape image:1,x",
         "in.onnx out.onnx --ratio 1.5 --input-shape other:1,3,32,32",

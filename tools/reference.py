@@ -209,8 +209,6 @@ def compare(options):
             ws = [kernels[n.input[1]] for n in nodes]
             form, _, unfolding = group["scheme"].partition("/")
             unfolding = unfolding or "spatial"
-            if form == "nc-ctd" or (unfolding == "tucker" and form == "pcsvd"):
-                continue
             found = products(form, unfolding, ws, group["ranks"], turns=30)
             ours = group["reconstruction_error"]
             errors.append(abs(ours - error(ws, found)) / ours)
@@ -219,7 +217,9 @@ def compare(options):
                     gap = written(after, factors, node.output[0]) - wanted
                     differences.append(np.linalg.norm(gap) / np.linalg.norm(w))
             counts &= stored(form, unfolding, ws, group["ranks"]) == group["parameters_after"]
-        print(f"| {scheme} | {len(report['groups'])} | {max(errors):.1e} | {max(differences):.1e} | {'equal' if counts else 'DIFFER'} |")
+        # Alternating schemes have no closed form to hold products against.
+        gaps = "-" if scheme in ("bi-jsvd", "pcsvd") else f"{max(differences):.1e}"
+        print(f"| {scheme} | {len(report['groups'])} | {max(errors):.1e} | {gaps} | {'equal' if counts else 'DIFFER'} |")
         worst = max(worst, max(errors) if scheme not in ("bi-jsvd", "pcsvd") else 0.0, 0.0 if counts else 1.0)
     sys.exit(worst > 1e-6)
 
@@ -234,4 +234,6 @@ sub.add_argument("--ratio", type=float, default=8.0)
 sub.add_argument("--schemes", default="separate,ljsvd,rjsvd-1,rjsvd-2,bi-jsvd,pcsvd,tt")
 sub.set_defaults(run=compare)
 options = parser.parse_args()
+if "nc-ctd" in getattr(options, "schemes", "").split(","):
+    parser.error("nc-ctd has no second implementation here")
 options.run(options)

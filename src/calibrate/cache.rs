@@ -1,15 +1,15 @@
 //! What calibration found out, kept in a folder: the same model and images can then be tried at another ratio without
 //! observing or measuring again.
 //!
-//! Files are named by a SHA-256 of all that they follow from: this version, the model's bytes, its convolutions as they are
-//! decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for bit. Products are
-//! rounded as the processor's instructions have it, so a folder that machines of several kinds share may change last bits. A file that cannot be read is as good as none, and one that cannot be written is
-//! mentioned.
+//! Files are named by a SHA-256 of all that they follow from: this version, the platform, the model's bytes, its convolutions as
+//! they are decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for
+//! bit. Products are rounded as the processor's instructions have it, so a folder that machines of several kinds share may change
+//! last bits. A file that cannot be read is as good as none, and one that cannot be written is mentioned.
 
 use super::{Calibration, Observations};
 use crate::error::Result;
 use crate::factor::Moment;
-use crate::onnx::{Conv, Model};
+use crate::onnx::{Conv, Model, writing};
 use crate::plan::{Sight, Trial, Trials};
 use crate::progress::Progress;
 use ndarray::Array2;
@@ -121,6 +121,7 @@ impl Cache {
     fn write<T: Serialize + ?Sized>(&self, what: &str, value: &T, progress: &Progress<'_>) {
         let written = || -> std::io::Result<()> {
             std::fs::create_dir_all(&self.folder)?;
+            let _whole = writing();
             let file = tempfile::Builder::new().prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(&self.folder)?;
             let mut writer = postcard::to_io(value, BufWriter::new(file)).map_err(std::io::Error::other)?;
             writer.flush()?;

@@ -23,7 +23,7 @@ pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]
 pub(crate) use model::read_tensor;
-pub use model::{InputShape, Model, write_whole};
+pub use model::{InputShape, Model, write_whole, writing};
 #[cfg(feature = "verify")]
 pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use shapes::Resolutions;

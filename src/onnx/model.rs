@@ -10,6 +10,7 @@ use bytes::Bytes;
 use prost::Message;
 use std::io::Write;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Element types that count as parameters.
 const FLOAT_TYPES: [i32; 4] =
@@ -150,6 +151,13 @@ pub(crate) fn read_tensor(bytes: &[u8]) -> Result<(Vec<usize>, tensor::Elements)
     }
     tensor::check(&tensor).map_err(|e| e.to_string())?;
     tensor::read_elements(&tensor).ok_or_else(|| "its elements must be uint8, an integer or float type".into())
+}
+
+/// Held while files are written: a program that takes it before it ends on an interrupt leaves no half of one, nor a temporary file.
+pub fn writing() -> MutexGuard<'static, ()> {
+    static WRITING: Mutex<()> = Mutex::new(());
+    // It guards nothing that a panic could leave half changed.
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes a file beside `path` and renames it, so that `path` is never half written.
