@@ -1,17 +1,20 @@
 //! The conductor: one line a stage.
 
 use crate::calibrate::{Cache, Calibration, CalibrationInputs, HeldOut};
+use crate::compare::Scorer;
 use crate::error::{Error, Result};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{Calibrated, LEAST_RATIO, Plan, PlanOptions, Prospects, RankPolicy, Trials};
+use crate::plan::{
+    Calibrated, Circumstances, LEAST_RATIO, Plan, PlanFile, PlanOptions, Prospects, RankPolicy, Replay, Trials,
+};
 use crate::progress::Progress;
-use crate::report::{AgreementRow, CalibrationRow, Report};
+use crate::report::{AgreementRow, Approximation, CalibrationRow, Report};
 use crate::rewrite::{Compiled, apply};
 use crate::runtime::{inputs as fixed, shapes as named};
 use crate::search::{Built, largest_ratio};
-use crate::verify::{VerifyOptions, score, verify};
+use crate::verify::{VerifyOptions, verify};
 use ndarray::Array4;
 
 /// Everything that one run is asked to do.
@@ -34,6 +37,10 @@ pub struct Options {
     pub max_drop: Option<f64>,
     /// Images to classify before and after.
     pub images: Option<Images>,
+    /// Decisions taken before, instead of new ones. The other options should be those of its file.
+    pub replay: Option<Replay>,
+    /// Give the plan as the text of a file, too.
+    pub plan_text: bool,
     /// Stop after the plan.
     pub dry_run: bool,
 }
@@ -50,6 +57,8 @@ impl Default for Options {
             repair: true,
             max_drop: None,
             images: None,
+            replay: None,
+            plan_text: false,
             dry_run: false,
         }
     }
@@ -71,6 +80,8 @@ pub struct Compilation {
     pub model: Option<Model>,
     /// The facts.
     pub report: Report,
+    /// The decisions as the text of a file, if that was asked for and there were any.
+    pub plan: Option<String>,
     /// Why there was nothing to compress, if so: the model is then the input itself.
     pub unchanged: Option<String>,
 }
@@ -93,13 +104,13 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     let shapes = &options.groups.input_shapes;
     let scored = match &options.images {
         // Before any work, as they may not fit.
-        Some(images) => Some((images, images.fit(model, &named(&fixed(model, shapes)?), None)?)),
+        Some(images) => Some(images.fit(model, &named(&fixed(model, shapes)?), None)?),
         None => None,
     };
-    scored.iter().filter_map(|(_, samples)| samples.assumed()).for_each(|line| progress.say(line));
+    scored.iter().filter_map(|samples| samples.assumed()).for_each(|line| progress.say(line));
     let unchanged = |reason| {
         let report = Report::untouched(model, &grouping, &options.plan);
-        Ok(Compilation { model: Some(model.clone()), report, unchanged: Some(reason) })
+        Ok(Compilation { model: Some(model.clone()), report, plan: None, unchanged: Some(reason) })
     };
     let made = match make(model, &grouping, options, &progress) {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
@@ -108,24 +119,36 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     let mut report = Report::new(model, &grouping, &made.plan, made.compiled.as_ref());
     report.calibration = made.calibration;
     report.agreement_curve = made.curve;
+    report.notes = made.notes;
+    let plan = options.plan_text.then(|| {
+        let with = Circumstances {
+            groups: &options.groups,
+            calibration: options.calibration.as_ref(),
+            samples: made.samples,
+            held_out: options.holds_out(),
+            repair: options.repair,
+        };
+        PlanFile::text(model, &made.plan, &with)
+    });
     let Some(compiled) = made.compiled else {
         report.timings = progress.timings();
-        return Ok(Compilation { model: None, report, unchanged: None });
+        return Ok(Compilation { model: None, report, plan, unchanged: None });
     };
     if let Some(how) = &options.verify {
         progress.stage("verifying", "verifying with tract");
         report.verification = Some(verify(model, &made.plan, &compiled, how)?);
     }
-    if let Some((images, samples)) = &scored {
+    if let Some(samples) = &scored {
         progress.stage("classifying", &format!("classifying {} images, before and after", samples.len()));
-        report.score = Some(score(model, &compiled.model, images, shapes)?);
+        report.score = Some(Scorer::new(model, samples, shapes)?.score(&compiled.model)?);
     }
     report.timings = progress.timings();
     if !model.round_trips() {
         let note = "the input holds fields that this version of the format does not have; they are not in the output";
         report.notes.push(note.into());
     }
-    if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked) {
+    let decided_now = || options.replay.is_none();
+    if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked && decided_now()) {
         report.notes.push(format!(
             "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large or \
              take more multiply-accumulates than the original",
@@ -135,8 +158,10 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     if let Some(change) = report.totals.file_bytes.filter(|c| c.after > c.before) {
         report.notes.push(format!("the file grew by {} bytes of node names", change.after - change.before));
     }
-    options.gates.check(&report)?;
-    Ok(Compilation { model: Some(compiled.model), report, unchanged: None })
+    let approximation = report.verification.as_ref().map(|v| v.approximation);
+    let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
+    options.gates.check(approximation, agreement, SMALLER)?;
+    Ok(Compilation { model: Some(compiled.model), report, plan, unchanged: None })
 }
 
 /// A plan and, unless it is a dry run, what was made of it.
@@ -145,6 +170,18 @@ struct Made {
     compiled: Option<Compiled>,
     calibration: Option<CalibrationRow>,
     curve: Vec<AgreementRow>,
+    /// What the report is to mention.
+    notes: Vec<String>,
+    /// Hash of given samples, if anybody asks for it.
+    samples: Option<String>,
+}
+
+/// Where a plan comes from.
+enum Source {
+    /// A file.
+    Decided(Plan),
+    /// All that could be done, to choose from.
+    Open(Prospects),
 }
 
 /// Calibrates if asked to, plans and decomposes.
@@ -155,24 +192,33 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         None => options.plan,
     };
     // Refusals that need no calibration come before it.
-    Plan::precheck(model, grouping, &asked, options.calibration.is_some())?;
+    let calibrated = options.calibration.is_some();
+    let decided = options.replay.as_ref().map(|replay| Ok((replay, replay.decisions(grouping, calibrated)?)));
+    let decided = decided.transpose()?;
+    if decided.is_none() {
+        Plan::precheck(model, grouping, &asked, calibrated)?;
+    }
+    let notes = |samples: Option<&str>| options.replay.as_ref().map_or_else(Vec::new, |r| r.notes(model, samples));
     let Some(calibrate_on) = &options.calibration else {
         progress.stage("planning", "planning by the plain weights");
-        let plan = Prospects::new(model, grouping, &asked, None)?.plan(asked.policy)?;
+        let plan = match &decided {
+            Some((replay, decisions)) => Plan::decided(model, grouping, replay, decisions, None)?,
+            None => Prospects::new(model, grouping, &asked, None)?.plan(asked.policy)?,
+        };
         let compiled = if options.dry_run {
             None
         } else {
             progress.stage("decomposing", &format!("decomposing {} groups", plan.groups.len()));
             Some(apply(model, &plan)?)
         };
-        return Ok(Made { plan, compiled, calibration: None, curve: Vec::new() });
+        return Ok(Made { plan, compiled, calibration: None, curve: Vec::new(), notes: notes(None), samples: None });
     };
     let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
-    let held_out = match options.max_drop {
-        Some(_) => Some(HeldOut::new(model, &mut calibration)?),
-        None => None,
-    };
+    let held_out = if options.holds_out() { Some(HeldOut::new(model, &mut calibration)?) } else { None };
+    // Drawn ones follow from their seed.
+    let hashed = (options.plan_text || options.replay.is_some()) && calibrate_on.images.seed().is_none();
+    let samples = if hashed { Some(calibration.digest()?) } else { None };
     let row = CalibrationRow {
         samples: calibration.samples(),
         source: calibrate_on.images.what(),
@@ -186,15 +232,18 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         Some(cache) => cache.observations(convs, progress, observe)?,
         None => observe()?,
     };
-    progress.stage("planning", "planning: how much each group moves the network's output");
-    let prospects = {
+    let source = if let Some((replay, decisions)) = decided {
+        progress.stage("planning", &format!("planning as {} says", replay.file.path().display()));
+        Source::Decided(Plan::decided(model, grouping, replay, &decisions, Some(observed.sights.clone()))?)
+    } else {
+        progress.stage("planning", "planning: how much each group moves the network's output");
         let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
         let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
         let trials = cache.as_ref().map_or_else(Trials::default, Cache::trials);
         let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity, trials: &trials };
         let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
         cache.iter().for_each(|cache| cache.keep_trials(&trials, progress));
-        prospects
+        Source::Open(prospects)
     };
     let build = |plan: Plan| -> Result<Built> {
         if options.dry_run && options.max_drop.is_none() {
@@ -208,25 +257,37 @@ fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progre
         }
         Ok((plan, Some(compiled)))
     };
-    let (curve, (plan, compiled)) = match (options.max_drop, &held_out) {
-        (Some(drop), Some(held_out)) => {
+    let (curve, (plan, compiled)) = match (source, options.max_drop.zip(held_out.as_ref())) {
+        (Source::Open(prospects), Some((drop, held_out))) => {
             let build = |policy: RankPolicy| build(prospects.plan(policy)?);
             largest_ratio(drop, held_out, prospects.largest_ratio(), &build, progress)?
         }
-        _ => {
+        (Source::Open(prospects), None) => {
             let plan = prospects.plan(asked.policy)?;
             // What was not chosen is not needed any more, and takes memory.
             drop(prospects);
             (Vec::new(), build(plan)?)
         }
+        (Source::Decided(plan), _) => (Vec::new(), build(plan)?),
     };
-    Ok(Made { plan, compiled: compiled.filter(|_| !options.dry_run), calibration: Some(row), curve })
+    let compiled = compiled.filter(|_| !options.dry_run);
+    let notes = notes(samples.as_deref());
+    Ok(Made { plan, compiled, calibration: Some(row), curve, notes, samples })
 }
 
 impl Options {
+    /// Whether a part of the calibration samples is held out: to search by, or because a replayed plan's were.
+    fn holds_out(&self) -> bool {
+        let planned = || self.replay.as_ref()?.file.calibration();
+        self.max_drop.is_some() || planned().is_some_and(|c| c.held_out)
+    }
+
     /// Refuses, before any work, what makes no sense.
     fn validate(&self, model: &Model) -> Result<()> {
         self.gates.validate(self)?;
+        if self.replay.is_some() && self.max_drop.is_some() {
+            return Err(Error::Options("a plan is replayed as it is: leave out --max-drop".into()));
+        }
         if let Some(drop) = self.max_drop {
             if !(drop > 0.0 && drop < 1.0) {
                 return Err(Error::Options(format!(
@@ -250,15 +311,24 @@ impl Options {
     }
 }
 
+/// What follows from a gate that is not met.
+pub(crate) const SMALLER: &str = "nothing was written; ask for a smaller ratio";
+
 impl Gates {
-    /// Refuses, before any work, bounds that make no sense or that nothing will measure.
-    fn validate(&self, options: &Options) -> Result<()> {
+    /// Refuses, before any work, bounds that are none.
+    pub(crate) fn sound(&self) -> Result<()> {
         if self.min_snr.is_some_and(f64::is_nan) {
             return Err(Error::Options("--min-snr must be a number".into()));
         }
         if self.min_agreement.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
             return Err(Error::Options("--min-agreement must be from 0 to 1".into()));
         }
+        Ok(())
+    }
+
+    /// Refuses, before any work, bounds that make no sense or that nothing will measure.
+    fn validate(&self, options: &Options) -> Result<()> {
+        self.sound()?;
         if self.min_snr.is_some() && options.verify.is_none() {
             return Err(Error::Options("--min-snr needs verification: leave out --no-verify".into()));
         }
@@ -268,8 +338,14 @@ impl Gates {
         Ok(())
     }
 
-    fn check(&self, report: &Report) -> Result<()> {
-        let approximation = report.verification.as_ref().map(|v| v.approximation);
+    /// Holds what was measured against the bounds; `agreement` is the share of equal top-1 classes, where there is one.
+    pub(crate) fn check(
+        &self,
+        approximation: Option<Approximation>,
+        agreement: Option<f64>,
+        advice: &'static str,
+    ) -> Result<()> {
+        let gate = |measure: &'static str, found: String, asked: String| Error::Gate { measure, found, asked, advice };
         if let Some(least) = self.min_snr {
             let snr = approximation.map_or(f64::INFINITY, |a| a.snr_db.unwrap_or(f64::INFINITY));
             if snr < least {
@@ -277,17 +353,12 @@ impl Gates {
             }
         }
         if let Some(least) = self.min_agreement {
-            let noise = || approximation.and_then(|a| a.agreement);
             let missing = || Error::Options("--min-agreement needs a model whose first output is class scores".into());
-            let share = report.score.map(|s| s.agreement).or_else(noise).ok_or_else(missing)?;
+            let share = agreement.ok_or_else(missing)?;
             if share < least {
                 return Err(gate("the top-1 agreement", format!("{share:.4}"), format!("{least}")));
             }
         }
         Ok(())
     }
-}
-
-fn gate(measure: &'static str, found: String, asked: String) -> Error {
-    Error::Gate { measure, found, asked }
 }

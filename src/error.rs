@@ -115,7 +115,7 @@ pub enum Error {
         reason: String,
     },
     /// A gate set by the user was not met.
-    #[error("{measure} is {found}, short of the {asked} asked for: nothing was written; ask for a smaller ratio")]
+    #[error("{measure} is {found}, short of the {asked} asked for: {advice}")]
     Gate {
         /// What was measured.
         measure: &'static str,
@@ -123,6 +123,8 @@ pub enum Error {
         found: String,
         /// The user's bound.
         asked: String,
+        /// What follows from it.
+        advice: &'static str,
     },
     /// Images or labels do not fit the model or each other.
     #[error("{path}: {reason}")]
@@ -130,6 +132,16 @@ pub enum Error {
         /// The array file.
         path: PathBuf,
         /// What does not fit.
+        reason: String,
+    },
+    /// A plan cannot be read or does not fit the model.
+    #[error("{path}, line {line}: {reason}")]
+    Plan {
+        /// The plan's file.
+        path: PathBuf,
+        /// The line, counted from one.
+        line: usize,
+        /// What is wrong there.
         reason: String,
     },
     /// A decomposition failed numerically.
@@ -172,6 +184,7 @@ impl Error {
             Self::Unavailable { .. } => 7,
             Self::Gate { .. } => 8,
             Self::Write { .. } => 9,
+            Self::Plan { .. } => 10,
         }
     }
 }

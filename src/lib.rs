@@ -51,10 +51,13 @@ mod ranks;
 mod plan;
 mod rewrite;
 
+mod inspect;
 mod report;
 
 #[cfg(feature = "verify")]
 mod calibrate;
+#[cfg(feature = "verify")]
+mod compare;
 #[cfg(feature = "verify")]
 mod compile;
 #[cfg(feature = "verify")]
@@ -71,21 +74,26 @@ mod verify;
 #[cfg(feature = "verify")]
 pub use calibrate::CalibrationInputs;
 #[cfg(feature = "verify")]
+pub use compare::{COMPARISON_VERSION, CompareOptions, Comparison, OutputRow, compare, score};
+#[cfg(feature = "verify")]
 pub use compile::{Compilation, Gates, Options, compile};
 pub use error::{Error, Result};
 pub use factor::{Form, Scheme, Unfolding};
 pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
 pub use images::{Images, Layout, Preprocessing, Preset};
+pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
+#[cfg(feature = "verify")]
+pub use plan::{PlanFile, PlannedCalibration, Replay};
 pub use report::{
     AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,
     Totals, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "verify")]
-pub use verify::{REWRITE_TOLERANCE, VerifyOptions, score, verify};
+pub use verify::{REWRITE_TOLERANCE, VerifyOptions, verify};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "verify"))]

@@ -5,10 +5,11 @@
 mod cli;
 
 use clap::Parser;
-use cli::{Cli, Paths};
-use onnx_jmd::{Compilation, Error, Model, Options, Report, Result, compile, write_whole, writing};
+use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob};
+use onnx_jmd::{Compilation, Error, Model, Result, compare, compile, inspect, write_whole, writing};
+use std::fmt::Display;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -20,7 +21,11 @@ fn main() -> ExitCode {
     let arguments = Cli::parse();
     // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.
     std::panic::set_hook(Box::new(|_| ()));
-    let outcome = std::panic::catch_unwind(|| arguments.options().and_then(|(paths, options)| run(&paths, &options)));
+    let outcome = std::panic::catch_unwind(|| match arguments.job()? {
+        Job::Compress(job) => compressed(*job),
+        Job::Inspect(job) => inspected(&job),
+        Job::Verify(job) => verified(&job),
+    });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -53,31 +58,38 @@ fn heed_interrupts() {
     let _ = ended;
 }
 
-fn run(paths: &Paths, options: &Options) -> Result<()> {
+/// Readies the process for work; who hears of its progress.
+fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
     heed_interrupts();
-    if let Some(threads) = paths.threads {
-        let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    if let Some(threads) = output.threads {
+        let built = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
         built.map_err(|e| Error::Options(format!("--threads: {e}")))?;
     }
-    let start = Instant::now();
-    let progress = |stage: &str| {
-        if !paths.quiet {
+    let (start, quiet) = (Instant::now(), output.quiet);
+    Ok(move |stage: &str| {
+        if !quiet {
             say(&format!("[{:6.1} s] {stage}", start.elapsed().as_secs_f64()));
         }
-    };
-    let json = paths.json.as_ref().filter(|p| p.as_os_str() != "-");
-    for target in paths.output.iter().chain(json) {
-        check_output(&paths.input, target)?;
-    }
-    if json.is_some() && json == paths.output.as_ref() {
-        return Err(Error::Options("--json names the output model: name another file".into()));
-    }
-    progress(&format!("reading {}", paths.input.display()));
-    let model = Model::open(&paths.input)?;
-    let compilation = compile(&model, options, &progress)?;
+    })
+}
+
+/// `onnx-jmd IN.onnx OUT.onnx`.
+fn compressed(job: CompressJob) -> Result<()> {
+    let progress = begin(&job.output)?;
+    let json = file(&job.output.json);
+    let targets = [("the output", job.model_output.as_ref()), ("--plan-out", job.plan_out.as_ref()), ("--json", json)];
+    let replayed = job.options.replay.as_ref().map(|replay| replay.file.path());
+    let inputs: Vec<&Path> = std::iter::once(job.input.as_path()).chain(replayed).collect();
+    check_outputs(&inputs, &targets)?;
+    progress(&format!("reading {}", job.input.display()));
+    let model = Model::open(&job.input)?;
+    let compilation = compile(&model, &job.options, &progress)?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
-    write(paths, compilation)?;
+    {
+        let _whole = writing();
+        write(&job, compilation)?;
+    }
     match unchanged {
         Some(reason) => Err(Error::NothingToCompress(reason)),
         None => {
@@ -87,36 +99,57 @@ fn run(paths: &Paths, options: &Options) -> Result<()> {
     }
 }
 
-fn write(paths: &Paths, compilation: Compilation) -> Result<()> {
-    let _whole = writing();
-    let report = if paths.timings { compilation.report.with_timings() } else { compilation.report };
-    if let (Some(output), Some(model)) = (&paths.output, &compilation.model) {
-        model.save(output)?;
+fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
+    let report = if job.timings { compilation.report.with_timings() } else { compilation.report };
+    if let (Some(path), Some(model)) = (&job.model_output, &compilation.model) {
+        model.save(path)?;
     }
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::Write { path, source }
-    };
-    let stdout = Path::new("standard output");
-    match &paths.json {
-        Some(path) if path.as_os_str() == "-" => {
-            let text = report.to_json();
-            std::io::stdout().write_all(text.as_bytes()).map_err(failed(stdout))
-        }
-        json => {
-            if let Some(path) = json {
-                write_whole(path, report.to_json().as_bytes())?;
-            }
-            if paths.quiet { Ok(()) } else { print(&report).map_err(failed(stdout)) }
-        }
+    if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
+        write_whole(path, plan.as_bytes())?;
     }
+    tell(&job.output, || report.to_json(), &report)
 }
 
-/// Prints the tables, headings in bold where standard output is a terminal that shows it.
-fn print(report: &Report) -> std::io::Result<()> {
+/// `onnx-jmd inspect`.
+fn inspected(job: &InspectJob) -> Result<()> {
+    let progress = begin(&job.output)?;
+    check_outputs(&[&job.model], &[("--json", file(&job.output.json))])?;
+    progress(&format!("reading {}", job.model.display()));
+    let found = inspect(&Model::open(&job.model)?, &job.groups)?;
+    tell(&job.output, || found.to_json(), &found)
+}
+
+/// `onnx-jmd verify`.
+fn verified(job: &VerifyJob) -> Result<()> {
+    let progress = begin(&job.output)?;
+    check_outputs(&[&job.first, &job.second], &[("--json", file(&job.output.json))])?;
+    progress(&format!("reading {} and {}", job.first.display(), job.second.display()));
+    let found = compare(&Model::open(&job.first)?, &Model::open(&job.second)?, &job.options, &progress)?;
+    tell(&job.output, || found.to_json(), &found)
+}
+
+/// The file of an option that may name standard output.
+fn file(path: &Option<PathBuf>) -> Option<&PathBuf> {
+    path.as_ref().filter(|p| p.as_os_str() != "-")
+}
+
+/// Facts as JSON where that is asked for, and as tables unless standard output is taken or nobody is to read them.
+fn tell(output: &Output, json: impl Fn() -> String, tables: &impl Display) -> Result<()> {
+    let failed = |source| Error::Write { path: "standard output".into(), source };
+    if output.json.as_ref().is_some_and(|p| p.as_os_str() == "-") {
+        return std::io::stdout().write_all(json().as_bytes()).map_err(failed);
+    }
+    if let Some(path) = &output.json {
+        write_whole(path, json().as_bytes())?;
+    }
+    if output.quiet { Ok(()) } else { print(tables).map_err(failed) }
+}
+
+/// Prints tables, headings in bold where standard output is a terminal that shows it.
+fn print(tables: &impl Display) -> std::io::Result<()> {
     let bold = anstyle::Style::new().bold();
     let mut out = anstream::stdout().lock();
-    for line in report.to_string().lines() {
+    for line in tables.to_string().lines() {
         if line.is_empty() || line.starts_with(' ') {
             writeln!(out, "{line}")?;
         } else {
@@ -126,7 +159,23 @@ fn print(report: &Report) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Refuses, before any work, an output that is the input or cannot be there.
+/// Refuses, before any work, files to write that are an input, or each other, or cannot be there.
+fn check_outputs(inputs: &[&Path], targets: &[(&str, Option<&PathBuf>)]) -> Result<()> {
+    let mut before: Vec<(&str, &PathBuf)> = Vec::new();
+    for &(name, path) in targets {
+        let Some(path) = path else { continue };
+        for input in inputs {
+            check_output(input, path)?;
+        }
+        if let Some((other, _)) = before.iter().find(|(_, p)| *p == path) {
+            return Err(Error::Options(format!("{name} and {other} are one file, {}: name another", path.display())));
+        }
+        before.push((name, path));
+    }
+    Ok(())
+}
+
+/// Refuses an output that is the input or cannot be there.
 fn check_output(input: &Path, output: &Path) -> Result<()> {
     if let (Ok(a), Ok(b)) = (std::fs::canonicalize(input), std::fs::canonicalize(output))
         && a == b

@@ -1,6 +1,7 @@
 //! The largest ratio that keeps what is asked for.
 
 use crate::calibrate::HeldOut;
+use crate::compile::SMALLER;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, RankPolicy};
 use crate::progress::Progress;
@@ -28,6 +29,8 @@ pub(crate) fn largest_ratio(
     build: &Build<'_>,
     progress: &Progress<'_>,
 ) -> Result<(Vec<AgreementRow>, Built)> {
+    // What is asked for must be reached whatever rounding does.
+    let largest = (largest * 1000.0).floor() / 1000.0;
     let mut curve: Vec<AgreementRow> = Vec::new();
     let mut best = None;
     let (mut low, mut high) = (1.0f64, f64::INFINITY);
@@ -58,6 +61,7 @@ pub(crate) fn largest_ratio(
         measure: "what is kept on held-out samples",
         found: tried(),
         asked: format!("{:.2} %", 100.0 * (1.0 - drop)),
+        advice: SMALLER,
     })?;
     Ok((curve, best))
 }

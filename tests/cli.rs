@@ -2,61 +2,8 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use support::scene::{Scene, fixture};
 use support::{ConvSpec, ModelBuilder, ResNet, small_resnet};
-use tempfile::TempDir;
-
-struct Scene {
-    folder: TempDir,
-}
-
-impl Scene {
-    /// A folder with `in.onnx` in it.
-    fn new(model: &[u8]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("in.onnx"), model).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs on the plain weights, which is faster, unless the arguments speak of calibration.
-    fn run(&self, arguments: &str) -> Output {
-        let plain = if arguments.contains("--calib") || arguments == "--help" { "" } else { " --calib none" };
-        self.run_exactly(&format!("{arguments}{plain}"))
-    }
-
-    fn run_exactly(&self, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
-        command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
-    }
-
-    /// Runs and expects an exit code; gives what stderr's last line says.
-    fn fails(&self, arguments: &str, code: i32) -> String {
-        let before = std::fs::read(self.path("in.onnx")).ok();
-        let output = self.run(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{arguments}: {stderr}");
-        assert!(output.stdout.is_empty(), "{arguments}");
-        assert_eq!(std::fs::read(self.path("in.onnx")).ok(), before, "the input was touched");
-        assert!(!stderr.contains("panicked"), "{stderr}");
-        stderr.lines().last().unwrap_or_default().to_owned()
-    }
-
-    fn files(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.folder.path()).unwrap();
-        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-}
-
-fn fixture(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).to_str().unwrap().to_owned()
-}
 
 #[test]
 fn a_model_is_compressed_and_the_tables_say_how() {
@@ -338,10 +285,70 @@ fn the_largest_ratio_within_a_drop_is_found_and_its_curve_told() {
 }
 
 #[test]
+fn inspect_shows_what_a_model_is_made_of_and_writes_nothing() {
+    let scene = Scene::new(&std::fs::read(fixture("fashion-resnet.onnx")).unwrap());
+    let text = scene.succeeds("inspect in.onnx");
+    for heading in ["Model", "Repeated blocks", "Groups", "Largest ratio"] {
+        assert!(text.lines().any(|l| l.starts_with(heading)), "{heading} is missing:\n{text}");
+    }
+    assert_eq!(scene.files(), ["in.onnx"]);
+    let json: serde_json::Value = serde_json::from_str(&scene.succeeds("inspect in.onnx --json - -q")).unwrap();
+    assert_eq!((&json["inspection_version"], &json["parameters"]), (&1.into(), &799_946.into()));
+    assert_eq!(json["groups"].as_array().unwrap().len(), 9);
+    // A ratio that is told is one that is reached.
+    let reach = json["reach"].as_array().unwrap().iter().find(|r| r["scheme"] == "ljsvd").unwrap();
+    let largest = (reach["ratio"].as_f64().unwrap() * 100.0).floor() / 100.0;
+    scene.succeeds(&format!("in.onnx out.onnx --ratio {largest} --scheme ljsvd --no-verify -q"));
+    let (of, kernels) = ("inspect out.onnx --json - -q", "shared_kernels");
+    let shared: serde_json::Value = serde_json::from_str(&scene.succeeds(of)).unwrap();
+    assert!(shared[kernels]["readers"].as_u64() > shared[kernels]["kernels"].as_u64(), "{shared}");
+    assert!(scene.fails("inspect missing.onnx", 3).contains("missing.onnx"));
+    assert!(scene.fails("inspect in.onnx --json in.onnx", 2).contains("is the input"));
+    assert!(!scene.fails("inspect in.onnx --ratio 2", 2).is_empty());
+}
+
+#[test]
+fn verify_compares_any_two_models() {
+    let scene = Scene::new(&small_resnet(3));
+    scene.succeeds("in.onnx out.onnx --ratio 1.5 -q");
+    let same = scene.succeeds("verify in.onnx in.onnx --max-difference 0");
+    assert!(same.contains("SNR ∞ dB") && same.contains("100.00 %"), "{same}");
+    let found = scene.succeeds("verify in.onnx out.onnx -q --json - --seed 5 --verify-inputs 7");
+    let found: serde_json::Value = serde_json::from_str(&found).unwrap();
+    assert_eq!(found["inputs"], 7);
+    assert!(found["parameters"]["ratio"].as_f64().unwrap() >= 1.5);
+    let difference = found["largest_difference"].as_f64().unwrap();
+    assert!(difference > 1e-4 && difference.is_finite(), "{found}");
+    let far = scene.fails("verify in.onnx out.onnx --max-difference 1e-9", 8);
+    assert!(far.contains("largest difference"), "{far}");
+    assert!(scene.fails("verify in.onnx out.onnx --min-snr 200", 8).contains("dB"));
+    let mut b = ModelBuilder::new(&[1, 3, 24, 24], 3);
+    let x = b.conv("image", &ConvSpec::new(12, 3));
+    std::fs::write(scene.path("other.onnx"), b.build(&[&x])).unwrap();
+    let other = scene.fails("verify in.onnx other.onnx", 2);
+    assert!(other.contains("[1, 3, 24, 24]") && other.contains("[1, 3, 32, 32]"), "{other}");
+    assert!(!scene.fails("verify in.onnx", 2).is_empty());
+}
+
+#[test]
+fn verify_on_images_gives_what_scoring_gives() {
+    let scene = Scene::new(&std::fs::read(fixture("fashion-resnet.onnx")).unwrap());
+    let images =
+        format!("--images {} --labels {}", fixture("fashion-test-images.npy"), fixture("fashion-test-labels.npy"));
+    let json = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    let scored = json(scene.succeeds(&format!("in.onnx out.onnx --ratio 8 -q --json - {images}")));
+    let compared = json(scene.succeeds(&format!("verify in.onnx out.onnx -q --json - {images}")));
+    assert_eq!(compared["inputs"], 2000);
+    assert_eq!(compared["approximation"]["agreement"], scored["score"]["agreement"]);
+    assert_eq!(compared["top1"][0], scored["score"]["top1_before"]);
+    assert_eq!(compared["top1"][1], scored["score"]["top1_after"]);
+}
+
+#[test]
 fn help_lists_every_exit_code() {
     let scene = Scene::new(&[]);
     let help = String::from_utf8(scene.run("--help").stdout).unwrap();
-    for code in 0..=9 {
-        assert!(help.lines().any(|l| l.trim_start().starts_with(&format!("{code}  "))), "exit code {code}");
+    for code in 0..=10 {
+        assert!(help.lines().any(|l| l.trim_start().starts_with(&format!("{code} "))), "exit code {code}");
     }
 }

@@ -7,52 +7,33 @@ use bytes::Bytes;
 use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use prost::Message;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use support::proto::TensorProto;
+use support::scene::Scene;
 use support::{ConvSpec, ModelBuilder, small_resnet, value};
-use tempfile::TempDir;
 
-struct Scene {
-    folder: TempDir,
+/// The arguments with which each of these runs.
+fn asked(arguments: &str) -> String {
+    let calibrated = if arguments.contains("--calib") { "" } else { " --calib none" };
+    format!("in.onnx out.onnx --ratio 1.5 --scheme separate --no-verify {arguments}{calibrated}")
 }
 
 impl Scene {
-    fn new(model: &[u8]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("in.onnx"), model).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        path
-    }
-
-    fn run(&self, arguments: &str) -> Output {
-        let arguments = format!("in.onnx out.onnx --ratio 1.5 --scheme separate --no-verify {arguments}");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
-        command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
-    }
-
     /// The bytes written, and what was said on the way.
     fn writes(&self, arguments: &str) -> (Vec<u8>, String) {
-        let output = self.run(arguments);
+        let output = self.run_exactly(&asked(arguments));
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{arguments}: {stderr}");
-        let bytes = std::fs::read(self.path("out.onnx")).unwrap();
+        let bytes = self.read("out.onnx");
         std::fs::remove_file(self.path("out.onnx")).unwrap();
         (bytes, stderr)
     }
 
     /// Expects exit code 2 and nothing written; gives the sentence.
     fn refuses(&self, arguments: &str) -> String {
-        let output = self.run(arguments);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments}: {stderr}");
-        assert!(!self.path("out.onnx").exists() && !stderr.contains("panicked"), "{stderr}");
-        stderr.lines().last().unwrap_or_default().to_owned()
+        let sentence = self.fails(&asked(arguments), 2);
+        assert!(!self.path("out.onnx").exists(), "{arguments}");
+        sentence
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Calibration, Observations};
 use crate::error::Result;
 use crate::factor::Moment;
 use crate::onnx::{Conv, Model, writing};
-use crate::plan::{Sight, Trial, Trials};
+use crate::plan::{Sight, Trial, Trials, hex};
 use crate::progress::Progress;
 use ndarray::Array2;
 use serde::Serialize;
@@ -23,8 +23,6 @@ use std::path::{Path, PathBuf};
 
 /// Changes whenever what the files hold, or what it is computed by, does.
 const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 2");
-/// Samples that are hashed at a time.
-const PORTION: usize = 64;
 /// Room for the texts of a file; numbers need none.
 const LONGEST_TEXT: usize = 1 << 22;
 
@@ -54,18 +52,8 @@ impl Cache {
         for conv in convs {
             part(format!("{} {} {}", conv.name, conv.output, conv.batch_norm.is_some()).as_bytes());
         }
-        for input in &calibration.inputs {
-            part(format!("{} {:?}", input.name, input.dims).as_bytes());
-        }
-        for from in (0..calibration.count).step_by(PORTION) {
-            for feed in calibration.samples.feeds(from..(from + PORTION).min(calibration.count))? {
-                for value in feed {
-                    part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-                }
-            }
-        }
-        let key = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { folder: folder.to_owned(), key })
+        calibration.hash(&mut part)?;
+        Ok(Self { folder: folder.to_owned(), key: hex(&hash.finalize()) })
     }
 
     /// What the original model shows on the images, from the folder or else by `observe`.

@@ -16,12 +16,13 @@ use crate::error::{Error, Result};
 use crate::factor::{Geometry, Moment};
 use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model};
-use crate::plan::Sight;
+use crate::plan::{Sight, hex};
 use crate::progress::Progress;
 use crate::runtime::{Feed, Input, inputs, shapes};
 use known::{Known, MOST_BYTES, Probe};
 use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -81,6 +82,34 @@ impl Calibration {
         let mut samples = on.images.fit(model, &shapes(&inputs), Some(on.most))?;
         let images_each = if on.mirror && samples.mirror() { 2 } else { 1 };
         Ok(Self { count: samples.len(), samples, images_each, inputs })
+    }
+
+    /// Takes all that is fed to the model into a hash, sample after sample.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a sample cannot be decoded.
+    fn hash(&self, part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        for input in &self.inputs {
+            part(format!("{} {:?}", input.name, input.dims).as_bytes());
+        }
+        for from in (0..self.count).step_by(PORTION) {
+            for feed in self.samples.feeds(from..(from + PORTION).min(self.count))? {
+                for value in feed {
+                    part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A SHA-256 of all that is fed to the model.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a sample cannot be decoded.
+    pub(crate) fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        self.hash(&mut |bytes| hash.update(bytes))?;
+        Ok(hex(&hash.finalize()))
     }
 
     /// The line that says which preprocessing was assumed, if none was asked for.

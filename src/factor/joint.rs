@@ -128,6 +128,12 @@ impl Analysis {
         self.bases[chain].iter().map(|b| leading(b, rank.min(most(b)))).collect()
     }
 
+    /// How many vectors the widest of the bases has.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.bases.iter().flatten().map(|b| b.vectors.ncols()).max().unwrap_or(0)
+    }
+
     /// `Σ ‖Wᵢ‖²` of the group.
     #[must_use]
     pub fn energy(&self) -> f64 {

@@ -122,6 +122,21 @@ impl Scheme {
         }
     }
 
+    /// The scheme of a name; of two chains the first gets this share of the rank.
+    #[must_use]
+    pub fn named(name: &str, split: f64) -> Option<Self> {
+        let all = [
+            Self::Separate,
+            Self::LeftShared,
+            Self::RightSharedWithFirst,
+            Self::RightShared,
+            Self::BothShared { split },
+            Self::PartlyCoupled { split },
+            Self::CoupledTensorTrain { split },
+        ];
+        all.into_iter().find(|scheme| scheme.name() == name)
+    }
+
     /// How the rank is dealt to two chains, where there are two: the share of the first.
     #[must_use]
     pub fn split(self) -> Option<f64> {

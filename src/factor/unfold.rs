@@ -59,6 +59,13 @@ impl Unfolding {
         }
     }
 
+    /// The unfolding of a name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::SPATIAL, Self::FILTER_BANK, Self::POINTWISE_FIRST, Self::TUCKER];
+        all.into_iter().find(|unfolding| unfolding.name() == name)
+    }
+
     /// This unfolding as far as it makes sense for a kernel of this shape: a core of extent `1×1` would be no use.
     #[must_use]
     pub fn fit(self, shape: [usize; 4]) -> Self {

@@ -138,6 +138,19 @@ impl Images {
         }
     }
 
+    /// The seed of drawn pictures; none of others.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        match *self.source {
+            Source::Drawn { seed, .. } => Some(seed),
+            Source::Arrays { .. } | Source::Files { .. } => None,
+        }
+    }
+
+    /// What was asked to become of their pixels.
+    pub(crate) fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
     /// What is wrong with the source as a whole for this model.
     fn misfit(&self, reason: String) -> Error {
         match &*self.source {

@@ -3,40 +3,50 @@
 use super::Elements;
 use crate::error::{Error, Result};
 use crate::onnx::PixelRange;
+use serde::{Deserialize, Serialize};
 
 /// How pixels are turned into what a model reads: `(scale·x − mean) / std`, channel by channel. What is left out comes from
 /// the preset, and without any of these from the model.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Preprocessing {
     /// A known combination of the three values.
     pub preset: Option<Preset>,
     /// Pixels are multiplied by this first; by default bytes by 1/255 and floats by 1.
     pub scale: Option<f32>,
     /// Then this is subtracted: one value, or one a channel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mean: Vec<f32>,
     /// Then this is divided by: one value, or one a channel.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub std: Vec<f32>,
     /// Axes of the arrays given, where their shape does not tell.
     pub layout: Option<Layout>,
 }
 
 /// Combinations of scale, mean and deviation that networks are trained with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Preset {
     /// 0 to 1, mean 0.485, 0.456, 0.406, deviation 0.229, 0.224, 0.225.
+    #[serde(rename = "imagenet")]
     ImageNet,
     /// 0 to 1, mean 0.4914, 0.4822, 0.4465, deviation 0.2470, 0.2435, 0.2616.
+    #[serde(rename = "cifar")]
     Cifar,
     /// 0 to 1.
+    #[serde(rename = "0-1")]
     ZeroToOne,
     /// 0 to 255.
+    #[serde(rename = "0-255")]
     Bytes,
     /// −1 to 1.
+    #[serde(rename = "-1-1")]
     MinusOneToOne,
 }
 
 /// Order of an image's axes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Layout {
     /// Channels, height, width.
     Nchw,

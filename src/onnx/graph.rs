@@ -17,7 +17,6 @@ pub(crate) struct Graph<'m> {
     /// Tensors behind names that are constant.
     constants: HashMap<&'m str, &'m TensorProto>,
     order: Vec<usize>,
-    #[cfg(feature = "verify")]
     opset: i64,
 }
 
@@ -51,7 +50,6 @@ impl<'m> Graph<'m> {
             .chain(initializers.keys().copied())
             .chain(proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()))
             .collect();
-        #[cfg(feature = "verify")]
         let own = model.proto().opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx"));
         let mut graph = Self {
             proto,
@@ -61,7 +59,6 @@ impl<'m> Graph<'m> {
             constants: HashMap::new(),
             initializers,
             order: Vec::new(),
-            #[cfg(feature = "verify")]
             opset: own.map_or(1, |o| o.version()),
         };
         if model.proto().ir_version() >= 4 {
@@ -157,7 +154,6 @@ impl<'m> Graph<'m> {
     }
 
     /// The version of ONNX's own operators that the model is written in.
-    #[cfg(feature = "verify")]
     pub(crate) fn opset(&self) -> i64 {
         self.opset
     }

@@ -126,6 +126,12 @@ impl Model {
         fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
     }
 
+    /// Names of the graph's outputs.
+    #[must_use]
+    pub fn outputs(&self) -> Vec<String> {
+        self.proto.graph.iter().flat_map(|g| &g.output).map(|o| o.name().to_owned()).collect()
+    }
+
     /// The value of a metadata property.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {

@@ -1,16 +1,25 @@
 //! What is to be done, decided and priced, with nothing done yet.
 
+#[cfg(feature = "verify")]
+mod file;
 mod profile;
 mod prospects;
+#[cfg(feature = "verify")]
+mod replay;
 mod trials;
 mod unit;
 
 #[cfg(feature = "verify")]
+pub(crate) use file::{Circumstances, hex};
+#[cfg(feature = "verify")]
+pub use file::{PlanFile, PlannedCalibration};
+#[cfg(feature = "verify")]
 pub(crate) use profile::Calibrated;
 pub(crate) use profile::{Judged, Sight};
 pub(crate) use prospects::Prospects;
-#[cfg(feature = "verify")]
 use prospects::candidates;
+#[cfg(feature = "verify")]
+pub use replay::Replay;
 #[cfg(feature = "verify")]
 pub(crate) use trials::{Trial, Trials};
 pub(crate) use unit::Members;
@@ -158,6 +167,19 @@ impl Plan {
         Prospects::new(model, grouping, options, None)?.plan(options.policy)
     }
 
+    /// The largest ratio that a scheme reaches, every rank one; none if no rank pays.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], or [`Error::Options`] for options that make no sense.
+    pub fn largest_ratio(model: &Model, grouping: &Grouping, options: &PlanOptions) -> Result<Option<f64>> {
+        let any = PlanOptions { policy: RankPolicy::Ratio(LEAST_RATIO), ..*options };
+        match candidates(model, grouping, &any, false) {
+            Ok(candidates) => Ok(Some(candidates.largest_ratio())),
+            Err(Error::NothingToCompress(_) | Error::Unreachable { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
     /// What [`Plan::build`] refuses before any decomposition, for callers with other work to do first.
     ///
     /// # Errors
@@ -169,7 +191,6 @@ impl Plan {
 }
 
 /// The least ratio worth a plan.
-#[cfg(feature = "verify")]
 pub(crate) const LEAST_RATIO: f64 = 1.02;
 
 fn check(options: &PlanOptions) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::profile::{Calibrated, Effect, Profile, Sight};
 use super::unit::{Unit, units};
-use super::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
+use super::{Alternative, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
 use crate::error::{Error, Result};
 use crate::factor::Scheme;
 use crate::group::Grouping;
@@ -146,21 +146,11 @@ impl Prospects {
             let Some(profile) = &self.profiles[u] else { continue };
             let unit = &units[u];
             after = (after + unit.cost(rank)).saturating_sub(unit.whole);
-            groups.push(GroupPlan {
-                group: unit.label.clone(),
-                role: unit.role.clone(),
-                predicted_error: profile.group_error(unit, rank).sqrt(),
-                ranks: unit.form.ranks(rank),
-                form: unit.form,
-                parameters_before: unit.whole,
-                parameters_after: unit.parameters(rank),
-                members: unit.members.clone(),
-                alternatives: match self.options.scheme {
-                    SchemeChoice::Auto => self.alternatives(u, rank),
-                    SchemeChoice::Only(_) => Vec::new(),
-                },
-                analysis: profile.analysis.clone(),
-            });
+            let alternatives = match self.options.scheme {
+                SchemeChoice::Auto => self.alternatives(u, rank),
+                SchemeChoice::Only(_) => Vec::new(),
+            };
+            groups.push(unit.planned(rank, profile, alternatives));
         }
         if groups.is_empty() {
             let all = "at these options every convolution is best left whole; ask for a larger ratio or a smaller rate";
@@ -245,8 +235,7 @@ impl Prospects {
 
     /// The largest ratio in reach.
     pub(crate) fn largest_ratio(&self) -> f64 {
-        let Candidates { before, fixed, least, .. } = &self.candidates;
-        *before as f64 / (fixed + least).max(1) as f64
+        self.candidates.largest_ratio()
     }
 
     /// What a unit at a rank does to the network: the sum of its members' effects and what they do together or, of plain weights,
@@ -391,6 +380,13 @@ pub(super) struct Candidates {
     fixed: u64,
     /// The fewest that the others can become.
     least: u64,
+}
+
+impl Candidates {
+    /// The ratio at which every rank is one.
+    pub(super) fn largest_ratio(&self) -> f64 {
+        self.before as f64 / (self.fixed + self.least).max(1) as f64
+    }
 }
 
 /// Everything that shapes alone decide, refusals included.

@@ -1,6 +1,7 @@
 //! What can be decomposed together and how, and what each rank of it costs.
 
-use super::{PlanOptions, RankPolicy, SchemeChoice};
+use super::profile::Profile;
+use super::{Alternative, GroupPlan, PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
 use crate::factor::{self, ChainForm, Form, Kernels, Ownership, Scheme, Side, Unfolding};
 use crate::group::Grouping;
@@ -71,6 +72,40 @@ impl Unit {
         let (rows, columns) = unit.form.unfolding.matrix_shape(unit.shapes[0]);
         unit.max_rank = rows.min(columns);
         unit
+    }
+
+    /// The unit of a decision that is taken already: its bases are computed to `width` ranks.
+    pub(super) fn decided(
+        label: (&str, &str),
+        members: Vec<usize>,
+        form: Form,
+        convs: &[Conv],
+        width: usize,
+        calibrated: bool,
+    ) -> Self {
+        let unit = Self::new(label, members, form, convs, &PlanOptions::default(), calibrated);
+        Self { max_rank: width, ..unit }
+    }
+
+    /// The largest rank that what is decomposed has, whether it pays or not.
+    pub(super) fn largest_rank(&self) -> usize {
+        last(self.form.least_rank() - 1, 2 + self.whole as usize, |rank| self.fits(rank))
+    }
+
+    /// What this unit is to become.
+    pub(super) fn planned(&self, rank: usize, profile: &Profile, alternatives: Vec<Alternative>) -> GroupPlan {
+        GroupPlan {
+            group: self.label.clone(),
+            role: self.role.clone(),
+            members: self.members.clone(),
+            form: self.form,
+            ranks: self.form.ranks(rank),
+            parameters_before: self.whole,
+            parameters_after: self.parameters(rank),
+            predicted_error: profile.group_error(self, rank).sqrt(),
+            alternatives,
+            analysis: profile.analysis.clone(),
+        }
     }
 
     pub(super) fn parameters(&self, rank: usize) -> u64 {

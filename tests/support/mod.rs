@@ -6,6 +6,8 @@ pub mod proto {
     include!("../../proto/onnx.rs");
 }
 
+pub mod scene;
+
 use bytes::Bytes;
 use prost::Message;
 use proto::{

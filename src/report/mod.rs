@@ -1,14 +1,15 @@
 //! What was decided, saved and measured: one value, printed as tables or as JSON.
 
+mod text;
+
+pub(crate) use text::{blocks, left_alone, table, thousands};
+
 use crate::factor;
-use crate::group::Grouping;
+use crate::group::{Grouping, RepeatedBlock, Skipped};
 use crate::onnx::{Conv, Graph, Model, SkipReason};
 use crate::plan::{Alternative, Kept, Plan, PlanOptions, RankPolicy};
 use crate::rewrite::{Compiled, shares};
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::fmt;
 
 /// Version of the JSON layout; it grows when a field changes its meaning or goes.
 pub const REPORT_VERSION: u32 = 1;
@@ -128,7 +129,7 @@ pub struct Change {
 }
 
 impl Change {
-    fn new(before: u64, after: u64) -> Self {
+    pub(crate) fn new(before: u64, after: u64) -> Self {
         let ratio = if before == after { 1.0 } else { before as f64 / after.max(1) as f64 };
         Self { before, after, ratio }
     }
@@ -155,6 +156,19 @@ pub struct LeftRow {
     pub name: String,
     /// Why.
     pub reason: String,
+}
+
+impl BlockRow {
+    pub(crate) fn all(grouping: &Grouping) -> Vec<Self> {
+        let row = |b: &RepeatedBlock| Self { structure: b.structure.clone(), occurrences: b.occurrences.clone() };
+        grouping.blocks.iter().map(row).collect()
+    }
+}
+
+impl LeftRow {
+    pub(crate) fn skipped(skipped: &Skipped) -> Self {
+        Self { name: skipped.name.clone(), reason: skipped.reason.to_string() }
+    }
 }
 
 /// What running the models showed.
@@ -239,7 +253,7 @@ impl Report {
             let before = whole? + skipped?;
             Some(Change::new(before, before.saturating_sub(removed?).saturating_add(added?)))
         };
-        let skipped = grouping.skipped.iter().map(|s| LeftRow { name: s.name.clone(), reason: s.reason.to_string() });
+        let skipped = grouping.skipped.iter().map(LeftRow::skipped);
         let kept = plan.kept.iter().map(|k| LeftRow { name: k.name.clone(), reason: k.reason.clone() });
         let (ratio, rank_rate) = match plan.options.policy {
             RankPolicy::Ratio(r) => (Some(r), None),
@@ -249,7 +263,6 @@ impl Report {
         let (weights_removed, weights_added) =
             groups.iter().fold((0, 0), |sum, g| (sum.0 + g.parameters_before, sum.1 + g.parameters_after));
         let parameters_after = compiled.map_or(plan.parameters_after, |c| c.model.parameters());
-        let blocks = grouping.blocks.iter();
         Self {
             report_version: REPORT_VERSION,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -259,9 +272,7 @@ impl Report {
             calibration: None,
             agreement_curve: Vec::new(),
             dry_run: compiled.is_none(),
-            blocks: blocks
-                .map(|b| BlockRow { structure: b.structure.clone(), occurrences: b.occurrences.clone() })
-                .collect(),
+            blocks: BlockRow::all(grouping),
             groups,
             totals: Totals {
                 parameters: Change::new(plan.parameters_before, parameters_after),
@@ -308,199 +319,5 @@ impl Report {
     pub fn to_json(&self) -> String {
         // Strings, numbers and lists cannot fail to serialise.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
-    }
-
-    fn group_table(&self) -> Table {
-        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "before", "after", "error"]);
-        // Kernels decomposed by themselves stand in one row a group.
-        let mut rows: BTreeMap<(usize, &str), Vec<&GroupRow>> = BTreeMap::new();
-        for row in &self.groups {
-            let number = row.group.trim_start_matches('g').parse().unwrap_or(usize::MAX);
-            rows.entry((number, &row.scheme)).or_default().push(row);
-        }
-        for rows in rows.values() {
-            let members: usize = rows.iter().map(|r| r.members.len()).sum();
-            let (before, after) =
-                rows.iter().fold((0, 0), |t, r| (t.0 + r.parameters_before, t.1 + r.parameters_after));
-            table.add_row(vec![
-                rows[0].group.clone(),
-                members.to_string(),
-                kernels(rows),
-                rows[0].scheme.clone(),
-                ranks(rows),
-                thousands(before),
-                thousands(after),
-                errors(rows),
-            ]);
-        }
-        table
-    }
-
-    fn totals_table(&self) -> Table {
-        let mut table = table(&["", "before", "after", "ratio"]);
-        let totals = &self.totals;
-        let file = totals.file_bytes.map(|c| ("file bytes", c));
-        let macs = totals.macs.map(|c| ("multiply-accumulates (convolutions)", c));
-        let parameters =
-            [("parameters", totals.parameters), ("weights (convolutions, fully connected)", totals.weights)];
-        for (name, change) in parameters.into_iter().chain(macs).chain(file) {
-            let ratio = format!("{:.2}", change.ratio);
-            table.add_row(vec![name.to_owned(), thousands(change.before), thousands(change.after), ratio]);
-        }
-        table
-    }
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header.to_vec());
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((if index == 0 { 2 } else { 1 }, 1));
-        if header[index].is_empty() || matches!(header[index], "group" | "kernel" | "scheme") {
-            continue;
-        }
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-/// `out×in×kh×kw`, the range of `in` where members differ.
-fn kernels(rows: &[&GroupRow]) -> String {
-    let all = || rows.iter().flat_map(|r| &r.kernels);
-    let [out, _, kh, kw] = rows[0].kernels[0];
-    format!("{kh}×{kw} {}→{out}", range(all().map(|k| k[1])))
-}
-
-fn ranks(rows: &[&GroupRow]) -> String {
-    let chains = rows[0].ranks.len();
-    let chains = (0..chains).map(|c| range(rows.iter().map(|r| r.ranks[c])));
-    chains.collect::<Vec<_>>().join("+")
-}
-
-fn range(values: impl Iterator<Item = usize>) -> String {
-    let all: Vec<usize> = values.collect();
-    match (all.iter().min(), all.iter().max()) {
-        (Some(a), Some(b)) if a == b => a.to_string(),
-        (Some(a), Some(b)) => format!("{a}–{b}"),
-        _ => String::new(),
-    }
-}
-
-fn errors(rows: &[&GroupRow]) -> String {
-    let all = rows.iter().map(|r| r.reconstruction_error.unwrap_or(r.predicted_error));
-    let (low, high) = all.fold((f64::MAX, 0.0f64), |(a, b), e| (a.min(e), b.max(e)));
-    if high - low < 5e-4 { format!("{high:.3}") } else { format!("{low:.3}–{high:.3}") }
-}
-
-/// `1234567` as `1 234 567`.
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            out.push(' ');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// Names separated by commas, in lines of about a hundred characters.
-fn wrapped(names: &[&str]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for (index, name) in names.iter().enumerate() {
-        let name = if index + 1 < names.len() { format!("{name}, ") } else { (*name).to_owned() };
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + name.chars().count() < 100 => line.push_str(&name),
-            _ => lines.push(name),
-        }
-    }
-    lines.iter().map(|l| l.trim_end().to_owned()).collect()
-}
-
-fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.blocks.is_empty() {
-            writeln!(f, "Repeated blocks")?;
-            for block in &self.blocks {
-                let first = block.occurrences.first().and_then(|o| o.first()).map_or("", String::as_str);
-                writeln!(f, "  {} × [{}], the first from '{first}'", block.occurrences.len(), block.structure)?;
-            }
-            writeln!(f)?;
-        }
-        if !self.groups.is_empty() {
-            writeln!(f, "{}", if self.dry_run { "Plan (errors predicted)" } else { "Groups" })?;
-            writeln!(f, "{}\n", self.group_table().trim_fmt())?;
-        }
-        if let Some(calibration) = &self.calibration {
-            let (samples, source) = (calibration.samples, &calibration.source);
-            let mirrored = if calibration.mirrored { ", and the mirror image of each" } else { "" };
-            writeln!(f, "Calibrated on {samples} samples: {source}{mirrored}")?;
-            writeln!(f, "  errors above are those of the kernels, not of what the layers see\n")?;
-        }
-        if !self.agreement_curve.is_empty() {
-            writeln!(f, "Kept on held-out samples")?;
-            for row in &self.agreement_curve {
-                writeln!(f, "  {:6.2}×  {}", row.ratio, percent(row.kept))?;
-            }
-            writeln!(f)?;
-        }
-        writeln!(f, "Totals\n{}", self.totals_table().trim_fmt())?;
-        if self.totals.macs.is_none() {
-            writeln!(f, "  multiply-accumulates unknown, as the size of some convolution is (--input-shape may help)")?;
-        }
-        if !self.left_alone.is_empty() {
-            writeln!(f, "\nLeft alone")?;
-            let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-            for row in &self.left_alone {
-                reasons.entry(&row.reason).or_default().push(&row.name);
-            }
-            for (reason, names) in reasons {
-                writeln!(f, "  {reason}:")?;
-                wrapped(&names).iter().try_for_each(|line| writeln!(f, "    {line}"))?;
-            }
-        }
-        if !self.refitted.is_empty() {
-            writeln!(f, "\nNot decomposed, refitted (convolutions: the bias)")?;
-            let names: Vec<&str> = self.refitted.iter().map(String::as_str).collect();
-            wrapped(&names).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
-        }
-        if let Some(verification) = &self.verification {
-            let v = verification;
-            writeln!(f, "\nVerification by tract, {} seeded inputs", v.inputs)?;
-            writeln!(
-                f,
-                "  rewrite error        {:.1e} of the largest output, within {:.0e}: the file computes what was decided",
-                v.rewrite_error, v.rewrite_tolerance
-            )?;
-            let a = &v.approximation;
-            let snr = a.snr_db.map_or("∞".to_owned(), |s| format!("{s:.1}"));
-            write!(f, "  approximation error  {:.4} relative, SNR {snr} dB, cosine {:.4}", a.relative_error, a.cosine)?;
-            match a.agreement {
-                Some(share) => writeln!(f, ", top-1 agreement {} on noise", percent(share))?,
-                None => writeln!(f)?,
-            }
-        }
-        if let Some(score) = &self.score {
-            writeln!(f, "\nImages, {}", score.images)?;
-            if let (Some(before), Some(after)) = (score.top1_before, score.top1_after) {
-                let change = 100.0 * (after - before);
-                writeln!(f, "  top-1 {} → {} ({change:+.2} points)", percent(before), percent(after))?;
-            }
-            writeln!(f, "  agreement with the original {}", percent(score.agreement))?;
-        }
-        if !self.notes.is_empty() {
-            writeln!(f, "\nNotes")?;
-            self.notes.iter().try_for_each(|n| writeln!(f, "  {n}"))?;
-        }
-        if self.show_timings {
-            writeln!(f, "\nSeconds")?;
-            self.timings.iter().try_for_each(|(stage, seconds)| writeln!(f, "  {stage:<12} {seconds:8.1}"))?;
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,112 @@
+//! The command line: arguments and the help that explains them, into what the library is asked.
+
+mod compress;
+mod inspect;
+mod shared;
+mod verify;
+
+pub use compress::CompressJob;
+pub use inspect::InspectJob;
+pub use shared::Output;
+pub use verify::VerifyJob;
+
+use clap::{Parser, Subcommand};
+use compress::Compress;
+use inspect::Inspect;
+use onnx_jmd::Result;
+use verify::Verify;
+
+/// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
+///
+/// Each convolution is rewritten into two or three smaller ones, alone or together with those that play the same role in repeated
+/// blocks: W_i ≈ A·B_i or A_i·B, a factor that several share stored once. The ranks are chosen so that the file has RATIO
+/// times fewer floating-point parameters. The result is run with tract: against the original with its kernels replaced by
+/// what the factors multiply out to (must agree to rounding, or nothing is written), and against the original itself
+/// (reported).
+///
+/// No labels and no training: factors are fitted to what each convolution sees of some pictures. The tool draws its own;
+/// pictures like those that the model is for (--calib) keep more. See what each ratio costs with --images and --labels
+/// before you rely on it.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_long_help = AFTER,
+    max_term_width = 100,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    compress: Compress,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inspect(Inspect),
+    Verify(Verify),
+}
+
+/// What the arguments ask for.
+#[derive(Debug)]
+pub enum Job {
+    /// A smaller model.
+    Compress(Box<CompressJob>),
+    /// What a model is made of.
+    Inspect(InspectJob),
+    /// How far two models are apart.
+    Verify(Box<VerifyJob>),
+}
+
+impl Cli {
+    /// The arguments as a job.
+    ///
+    /// # Errors
+    /// Those of arguments that contradict each other, or of files that cannot be read or do not fit.
+    pub fn job(self) -> Result<Job> {
+        match self.command {
+            None => Ok(Job::Compress(Box::new(self.compress.job()?))),
+            Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
+            Some(Command::Verify(verify)) => Ok(Job::Verify(Box::new(verify.job()?))),
+        }
+    }
+}
+
+const AFTER: &str = "\
+Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
+  auto       whichever of these, and of four unfoldings, promises least error
+  separate   W_i ≈ A_i·B_i           each kernel by itself (spatial SVD)
+  ljsvd      W_i ≈ A·B_i             first factor shared (LJSVD)
+  rjsvd-1    W_i ≈ A_i·B             last factor shared, the stage's first block included (RJSVD-1)
+  rjsvd-2    W_i ≈ A_i·B             last factor shared, equal shapes only (RJSVD-2)
+  bi-jsvd    W_i ≈ A·B_i + C_i·D     both, alternating (Bi-JSVD)
+  pcsvd      W_i ≈ A_i·B + C_i·D_i   a last factor shared, and each kernel by itself (PCSVD)
+  tt         W_i ≈ A_i·C_i·V_i       each kernel by itself, cut on both sides (TT, Tucker-2)
+  nc-ctd     W_i ≈ A·C·V + A_i·C_i·V_i  one tensor train for all and one for each (NC-CTD)
+
+Exit codes:
+  0  written and verified (or as asked: planned, or written without proof)
+  1  a decomposition did not converge, or an internal error
+  2  the arguments, images or labels do not fit the model or each other;
+     too few calibration samples
+  3  the input cannot be read as a sound ONNX model
+  4  nothing to compress; the output is the input, byte for byte
+  5  the ratio is out of reach; the message names the largest
+  6  the rewritten model was wrong; nothing was written
+  7  tract cannot run the model; nothing was written
+  8  short of --min-snr, --min-agreement or --max-drop; nothing was written
+     (verify: also of --max-difference)
+  9  the output cannot be written
+  10 the plan cannot be read or does not fit the model; the message names its line
+
+Examples:
+  onnx-jmd in.onnx out.onnx --ratio 2
+  onnx-jmd in.onnx out.onnx --ratio 4 --scheme separate --calib folder-of-pictures
+  onnx-jmd in.onnx out.onnx --ratio 22 --scheme bi-jsvd --split 0.3
+  onnx-jmd in.onnx --ratio 4 --dry-run --plan-out plan.toml
+  onnx-jmd in.onnx out.onnx --plan plan.toml
+  onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95
+  onnx-jmd inspect in.onnx
+  onnx-jmd verify in.onnx out.onnx --images test.npy";

@@ -1,0 +1,428 @@
+//! Plans as files: every decision in TOML, to be kept, compared, edited and replayed.
+//!
+//! [`PlanFile::text`] writes one, [`PlanFile::open`] reads one, and `replay` fits it to a model. A file says what was decided (a
+//! table `[[group]]` each: members, scheme, unfolding, ranks) and what the result follows from besides: how convolutions were
+//! found, what was calibrated on. The same model, file and images give the same bytes as the run that wrote it.
+
+use super::{GroupPlan, Plan, PlanOptions, RankPolicy, SchemeChoice};
+use crate::calibrate::CalibrationInputs;
+use crate::error::{Error, Result};
+use crate::factor::{Scheme, Unfolding};
+use crate::group::{GroupBy, GroupOptions, Protocol};
+use crate::images::Preprocessing;
+use crate::onnx::{Conv, InputShape, Model};
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+
+/// Version of the file's layout; it grows when a field changes its meaning or goes.
+const VERSION: i64 = 1;
+/// Larger files are no plans.
+const LARGEST: u64 = 64 << 20;
+/// Bytes of a weights' hash that are written.
+const HASH_BYTES: usize = 16;
+
+const HEADING: &str = "\
+# A plan of onnx-jmd: replay it with `onnx-jmd IN.onnx OUT.onnx --plan THIS`.
+# To change it: other ranks, another scheme or unfolding, members or whole groups left out. What is in no group stays whole.
+# ranks: one a chain of the scheme. basis: ranks that the basis was computed to; more ranks than that raise it.
+# Tables before the groups say what the decisions, and the result, followed from.
+
+";
+
+/// A plan as it stands in a file.
+#[derive(Debug, Clone)]
+pub struct PlanFile {
+    path: PathBuf,
+    text: String,
+    pub(super) document: Document,
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct Document {
+    #[serde(rename = "version")]
+    _version: i64,
+    pub(super) onnx_jmd: String,
+    pub(super) model: ModelEntry,
+    options: OptionsEntry,
+    pub(super) calibration: Option<CalibrationEntry>,
+    #[serde(default)]
+    pub(super) group: Vec<GroupEntry>,
+}
+
+/// All that stands before the groups.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Head {
+    version: i64,
+    onnx_jmd: &'static str,
+    model: ModelEntry,
+    options: OptionsEntry,
+    calibration: Option<CalibrationEntry>,
+}
+
+/// The file that was planned for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelEntry {
+    pub(super) sha256: String,
+}
+
+/// What the decisions followed from, and how convolutions were found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct OptionsEntry {
+    scheme: Spanned<String>,
+    split: Option<f64>,
+    unfolding: Option<Spanned<String>>,
+    ratio: Option<f64>,
+    rank_rate: Option<f64>,
+    align: usize,
+    allow_more_macs: bool,
+    iterations: usize,
+    group_by: Spanned<String>,
+    protocol: Option<Spanned<String>>,
+    keep_bn: bool,
+    include: Option<Spanned<String>>,
+    exclude: Option<Spanned<String>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    input_shape: Vec<Spanned<String>>,
+}
+
+/// What was calibrated on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct CalibrationEntry {
+    source: String,
+    /// Of drawn pictures.
+    seed: Option<u64>,
+    /// Of others: of what was fed to the model.
+    pub(super) sha256: Option<String>,
+    samples: usize,
+    mirror: bool,
+    held_out: bool,
+    repair: bool,
+    #[serde(default)]
+    preprocessing: Preprocessing,
+}
+
+/// Convolutions that are decomposed together.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct GroupEntry {
+    pub(super) name: Spanned<String>,
+    #[serde(default)]
+    pub(super) role: String,
+    pub(super) scheme: Spanned<String>,
+    pub(super) unfolding: Spanned<String>,
+    pub(super) split: Option<Spanned<f64>>,
+    pub(super) ranks: Spanned<Vec<usize>>,
+    #[serde(default)]
+    pub(super) basis: usize,
+    pub(super) members: Vec<Spanned<MemberEntry>>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemberEntry {
+    pub(super) node: String,
+    pub(super) kernel: [usize; 4],
+    pub(super) weights: String,
+}
+
+/// What a plan was calibrated on, for whoever runs it again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedCalibration {
+    /// The seed of drawn pictures; none if samples were given.
+    pub seed: Option<u64>,
+    /// Where they were, to be read.
+    pub source: String,
+    /// How many at most.
+    pub samples: usize,
+    /// Whether the mirror image of each was taken too.
+    pub mirror: bool,
+    /// Whether a part of them was held out.
+    pub held_out: bool,
+    /// Whether layers were refitted.
+    pub repair: bool,
+    /// What pixels became.
+    pub preprocessing: Preprocessing,
+}
+
+/// What a result follows from besides the decisions.
+pub(crate) struct Circumstances<'c> {
+    pub(crate) groups: &'c GroupOptions,
+    pub(crate) calibration: Option<&'c CalibrationInputs>,
+    /// Hash of the samples as they were fed.
+    pub(crate) samples: Option<String>,
+    pub(crate) held_out: bool,
+    pub(crate) repair: bool,
+}
+
+impl PlanFile {
+    /// Reads a plan.
+    ///
+    /// # Errors
+    /// [`Error::Read`], or [`Error::Plan`] with the line and what is wrong there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::Read { path: path.to_owned(), source };
+        if std::fs::metadata(path).map_err(failed)?.len() > LARGEST {
+            return Err(failed(std::io::Error::from(std::io::ErrorKind::FileTooLarge)));
+        }
+        Self::parse(path, std::fs::read_to_string(path).map_err(failed)?)
+    }
+
+    fn parse(path: &Path, text: String) -> Result<Self> {
+        /// Read first, as other versions have other fields.
+        #[derive(Deserialize)]
+        struct Version {
+            version: Spanned<i64>,
+        }
+        let failed = |e: toml::de::Error| {
+            let line = e.span().map_or(1, |span| line(&text, &span));
+            Error::Plan { path: path.to_owned(), line, reason: e.message().replace('\n', " ") }
+        };
+        let found = toml::from_str::<Version>(&text).map_err(failed)?.version;
+        if *found.get_ref() != VERSION {
+            let reason = format!("version {} of the layout is not known, only {VERSION} is", found.get_ref());
+            return Err(Error::Plan { path: path.to_owned(), line: line(&text, &found.span()), reason });
+        }
+        let document = toml::from_str(&text).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), document, text })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the decisions followed from.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] with the line of a name that is not known.
+    pub fn plan_options(&self) -> Result<PlanOptions> {
+        let options = &self.document.options;
+        let scheme = match options.scheme.get_ref().as_str() {
+            "auto" => SchemeChoice::Auto,
+            _ => {
+                let scheme = self.scheme(&options.scheme, options.split.unwrap_or(0.5))?;
+                let unfolding = options.unfolding.as_ref().map_or(Ok(Unfolding::SPATIAL), |u| self.unfolding(u))?;
+                SchemeChoice::Only(scheme.on(unfolding))
+            }
+        };
+        let policy = match (options.ratio, options.rank_rate) {
+            (Some(ratio), None) => RankPolicy::Ratio(ratio),
+            (None, Some(rate)) => RankPolicy::Rate(rate),
+            _ => return Err(self.wrong(options.scheme.span(), "[options] needs either ratio or rank-rate".into())),
+        };
+        Ok(PlanOptions {
+            scheme,
+            policy,
+            iterations: options.iterations,
+            allow_more_macs: options.allow_more_macs,
+            align: options.align,
+        })
+    }
+
+    /// How convolutions were found and grouped.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] with the line of a name or pattern that makes no sense.
+    pub fn group_options(&self) -> Result<GroupOptions> {
+        let options = &self.document.options;
+        let pattern = |text: &Option<Spanned<String>>| {
+            let text = text.as_ref().map(|t| Regex::new(t.get_ref()).map_err(|e| self.wrong(t.span(), flat(&e))));
+            text.transpose()
+        };
+        let shape = |text: &Spanned<String>| text.get_ref().parse().map_err(|e| self.wrong(text.span(), e));
+        Ok(GroupOptions {
+            group_by: match options.group_by.get_ref().as_str() {
+                "role" => GroupBy::Role,
+                "shape" => GroupBy::Shape,
+                other => {
+                    return Err(
+                        self.wrong(options.group_by.span(), format!("group-by is role or shape, not '{other}'"))
+                    );
+                }
+            },
+            protocol: match &options.protocol {
+                None => None,
+                Some(name) if name.get_ref() == "paper" => Some(Protocol::Paper),
+                Some(name) => return Err(self.wrong(name.span(), format!("no protocol '{}'", name.get_ref()))),
+            },
+            keep_batch_norm: options.keep_bn,
+            include: pattern(&options.include)?,
+            exclude: pattern(&options.exclude)?,
+            input_shapes: options.input_shape.iter().map(shape).collect::<Result<_>>()?,
+        })
+    }
+
+    /// What was calibrated on; none if plain weights were decomposed.
+    #[must_use]
+    pub fn calibration(&self) -> Option<PlannedCalibration> {
+        let entry = self.document.calibration.as_ref()?;
+        Some(PlannedCalibration {
+            seed: entry.seed,
+            source: entry.source.clone(),
+            samples: entry.samples,
+            mirror: entry.mirror,
+            held_out: entry.held_out,
+            repair: entry.repair,
+            preprocessing: entry.preprocessing.clone(),
+        })
+    }
+
+    /// A plan as the text of a file.
+    pub(crate) fn text(model: &Model, plan: &Plan, with: &Circumstances<'_>) -> String {
+        let unlocated = |text: String| Spanned::new(0..0, text);
+        let (ratio, rank_rate) = match plan.options.policy {
+            RankPolicy::Ratio(ratio) => (Some(ratio), None),
+            RankPolicy::Rate(rate) => (None, Some(rate)),
+        };
+        let only = match plan.options.scheme {
+            SchemeChoice::Auto => None,
+            SchemeChoice::Only(form) => Some(form),
+        };
+        let pattern = |p: &Option<Regex>| p.as_ref().map(|p| unlocated(p.as_str().to_owned()));
+        let options = OptionsEntry {
+            scheme: unlocated(only.map_or("auto", |form| form.scheme.name()).to_owned()),
+            split: only.and_then(|form| form.scheme.split()),
+            unfolding: only.map(|form| unlocated(form.unfolding.name().to_owned())),
+            ratio,
+            rank_rate,
+            align: plan.options.align,
+            allow_more_macs: plan.options.allow_more_macs,
+            iterations: plan.options.iterations,
+            group_by: unlocated(
+                match with.groups.group_by {
+                    GroupBy::Role => "role",
+                    GroupBy::Shape => "shape",
+                }
+                .to_owned(),
+            ),
+            protocol: with.groups.protocol.map(|Protocol::Paper| unlocated("paper".to_owned())),
+            keep_bn: with.groups.keep_batch_norm,
+            include: pattern(&with.groups.include),
+            exclude: pattern(&with.groups.exclude),
+            input_shape: with.groups.input_shapes.iter().map(|s| unlocated(s.to_string())).collect(),
+        };
+        let calibration = with.calibration.map(|on| CalibrationEntry {
+            source: on.images.what(),
+            seed: on.images.seed(),
+            sha256: with.samples.clone(),
+            samples: on.most,
+            mirror: on.mirror,
+            held_out: with.held_out,
+            repair: with.repair,
+            preprocessing: on.images.preprocessing().clone(),
+        });
+        let head = Head {
+            version: VERSION,
+            onnx_jmd: env!("CARGO_PKG_VERSION"),
+            model: ModelEntry { sha256: hex(&Sha256::digest(model.to_bytes())) },
+            options,
+            calibration,
+        };
+        // Texts and numbers are always values of TOML.
+        let mut text = HEADING.to_owned() + &toml::to_string(&head).unwrap_or_default();
+        for group in &plan.groups {
+            text += &group_text(plan, group);
+        }
+        if !plan.kept.is_empty() {
+            text += "\n# Left whole:\n";
+        }
+        for kept in &plan.kept {
+            let _ = writeln!(text, "# {}: {}", flat(&kept.name), kept.reason);
+        }
+        text
+    }
+
+    /// The scheme of a name.
+    pub(super) fn scheme(&self, name: &Spanned<String>, split: f64) -> Result<Scheme> {
+        let unknown = || self.wrong(name.span(), format!("no scheme '{}'", name.get_ref()));
+        Scheme::named(name.get_ref(), split).ok_or_else(unknown)
+    }
+
+    /// The unfolding of a name.
+    pub(super) fn unfolding(&self, name: &Spanned<String>) -> Result<Unfolding> {
+        let unknown = || self.wrong(name.span(), format!("no unfolding '{}'", name.get_ref()));
+        Unfolding::named(name.get_ref()).ok_or_else(unknown)
+    }
+
+    /// What is wrong at a place of the file.
+    pub(super) fn wrong(&self, place: Range<usize>, reason: String) -> Error {
+        Error::Plan { path: self.path.clone(), line: line(&self.text, &place), reason }
+    }
+}
+
+/// A group's table.
+fn group_text(plan: &Plan, group: &GroupPlan) -> String {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    let mut text = format!(
+        "\n# {} parameters become {}; error predicted {:.4}\n[[group]]\n",
+        group.parameters_before, group.parameters_after, group.predicted_error
+    );
+    let scheme = group.form.scheme;
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "name = {}", quoted(&group.group));
+    let _ = writeln!(text, "role = {}", quoted(&group.role));
+    let _ = writeln!(text, "scheme = \"{}\"", scheme.name());
+    let _ = writeln!(text, "unfolding = \"{}\"", group.form.unfolding.name());
+    // Two ranks say how they are dealt.
+    if let (Some(split), 1) = (scheme.split(), group.ranks.len()) {
+        let _ = writeln!(text, "split = {}", toml::Value::from(split));
+    }
+    let _ = writeln!(text, "ranks = {:?}", group.ranks);
+    let _ = writeln!(text, "basis = {}", group.analysis.width());
+    text += "members = [\n";
+    for conv in group.members.iter().map(|&m| &plan.convs[m]) {
+        let (node, kernel, weights) = (quoted(&conv.name), conv.shape, weights_hash(conv));
+        let _ = writeln!(text, "  {{ node = {node}, kernel = {kernel:?}, weights = \"{weights}\" }},");
+    }
+    text + "]\n"
+}
+
+/// A hash of what is decomposed and of the bias behind it.
+pub(super) fn weights_hash(conv: &Conv) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |values: &mut dyn Iterator<Item = f64>| {
+        hash.update(values.flat_map(f64::to_le_bytes).collect::<Vec<u8>>());
+    };
+    add(&mut conv.kernel().iter().copied());
+    add(&mut conv.effective_bias().into_iter().flatten());
+    hex(&hash.finalize()[..HASH_BYTES])
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The line that a place is on, counted from one.
+fn line(text: &str, place: &Range<usize>) -> usize {
+    1 + text.bytes().take(place.start).filter(|b| *b == b'\n').count()
+}
+
+/// Text on one line.
+fn flat(text: &impl std::fmt::Display) -> String {
+    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+impl std::fmt::Display for InputShape {
+    /// As it is parsed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let dims: Vec<String> = self.dims.iter().map(usize::to_string).collect();
+        match &self.name {
+            Some(name) => write!(f, "{name}:{}", dims.join(",")),
+            None => f.write_str(&dims.join(",")),
+        }
+    }
+}

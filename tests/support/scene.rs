@@ -1,0 +1,76 @@
+//! A folder in which the command runs, and what is expected of it whatever it is asked.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A folder with `in.onnx` in it.
+pub struct Scene {
+    pub folder: TempDir,
+}
+
+impl Scene {
+    pub fn new(model: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("in.onnx"), model).unwrap();
+        Self { folder }
+    }
+
+    /// A path within, its folder made.
+    pub fn path(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        path
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.folder.path().join(name)).unwrap()
+    }
+
+    pub fn text(&self, name: &str) -> String {
+        String::from_utf8(self.read(name)).unwrap()
+    }
+
+    /// Runs on the plain weights, which is faster, unless the arguments speak of calibration.
+    pub fn run(&self, arguments: &str) -> Output {
+        let other = ["--calib", "--plan ", "--help", "inspect", "verify "];
+        let plain = if other.iter().any(|o| arguments.contains(o)) { "" } else { " --calib none" };
+        self.run_exactly(&format!("{arguments}{plain}"))
+    }
+
+    pub fn run_exactly(&self, arguments: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
+    }
+
+    /// Runs and expects success; gives standard output.
+    pub fn succeeds(&self, arguments: &str) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs and expects an exit code; gives what stderr's last line says.
+    pub fn fails(&self, arguments: &str, code: i32) -> String {
+        let before = std::fs::read(self.path("in.onnx")).ok();
+        let output = self.run(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments}");
+        assert_eq!(std::fs::read(self.path("in.onnx")).ok(), before, "the input was touched");
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        stderr.lines().last().unwrap_or_default().to_owned()
+    }
+
+    pub fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// The path of a committed file.
+pub fn fixture(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).to_str().unwrap().to_owned()
+}
