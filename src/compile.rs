@@ -1,21 +1,18 @@
 //! The conductor: one line a stage.
 
-use crate::calibrate::{Cache, Calibration, CalibrationInputs, HeldOut};
-use crate::compare::Scorer;
+use crate::calibrate::CalibrationInputs;
+use crate::compare::{Scorer, draw};
 use crate::error::{Error, Result};
-use crate::group::{GroupOptions, Grouping, find_groups};
-use crate::images::Images;
+use crate::group::{GroupOptions, find_groups};
+use crate::images::{Images, Samples};
+use crate::make::make;
 use crate::onnx::Model;
-use crate::plan::{
-    Calibrated, Circumstances, LEAST_RATIO, Plan, PlanFile, PlanOptions, Prospects, RankPolicy, Replay, Trials,
-};
+use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
+use crate::plan::{Circumstances, PlanFile, PlanOptions, Replay};
 use crate::progress::Progress;
-use crate::report::{AgreementRow, Approximation, CalibrationRow, Report};
-use crate::rewrite::{Compiled, apply};
-use crate::runtime::{inputs as fixed, shapes as named};
-use crate::search::{Built, largest_ratio};
+use crate::report::{Approximation, Report};
+use crate::runtime::{Feed, inputs as fixed, shapes as named};
 use crate::verify::{VerifyOptions, verify};
-use ndarray::Array4;
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -41,6 +38,10 @@ pub struct Options {
     pub replay: Option<Replay>,
     /// Give the plan as the text of a file, too.
     pub plan_text: bool,
+    /// Gather what a report in pictures shows.
+    pub pictures: bool,
+    /// For its curve, other ratios to make and to classify the images at.
+    pub curve: Vec<f64>,
     /// Stop after the plan.
     pub dry_run: bool,
 }
@@ -59,6 +60,8 @@ impl Default for Options {
             images: None,
             replay: None,
             plan_text: false,
+            pictures: false,
+            curve: Vec::new(),
             dry_run: false,
         }
     }
@@ -82,6 +85,8 @@ pub struct Compilation {
     pub report: Report,
     /// The decisions as the text of a file, if that was asked for and there were any.
     pub plan: Option<String>,
+    /// What a report in pictures shows, if that was asked for; empty where nothing was done.
+    pub pictures: Option<Pictures>,
     /// Why there was nothing to compress, if so: the model is then the input itself.
     pub unchanged: Option<String>,
 }
@@ -110,15 +115,23 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     scored.iter().filter_map(|samples| samples.assumed()).for_each(|line| progress.say(line));
     let unchanged = |reason| {
         let report = Report::untouched(model, &grouping, &options.plan);
-        Ok(Compilation { model: Some(model.clone()), report, plan: None, unchanged: Some(reason) })
+        let pictures = options.pictures.then(Pictures::default);
+        Ok(Compilation { model: Some(model.clone()), report, plan: None, pictures, unchanged: Some(reason) })
     };
-    let made = match make(model, &grouping, options, &progress) {
+    let scorer = match &scored {
+        Some(samples) if !options.dry_run => {
+            progress.stage("classifying", &format!("classifying {} images", samples.len()));
+            Some(Scorer::new(model, samples, shapes)?)
+        }
+        _ => None,
+    };
+    let made = match make(model, &grouping, options, scorer.as_ref(), &progress) {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
     let mut report = Report::new(model, &grouping, &made.plan, made.compiled.as_ref());
     report.calibration = made.calibration;
-    report.agreement_curve = made.curve;
+    report.agreement_curve = made.kept;
     report.notes = made.notes;
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
@@ -130,17 +143,31 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
         };
         PlanFile::text(model, &made.plan, &with)
     });
+    let mut pictures = options.pictures.then(|| Pictures {
+        spectra: made.plan.groups.iter().map(Spectrum::of).collect(),
+        curve: made.curve,
+        ..Pictures::default()
+    });
     let Some(compiled) = made.compiled else {
         report.timings = progress.timings();
-        return Ok(Compilation { model: None, report, plan, unchanged: None });
+        return Ok(Compilation { model: None, report, plan, pictures, unchanged: None });
     };
     if let Some(how) = &options.verify {
         progress.stage("verifying", "verifying with tract");
         report.verification = Some(verify(model, &made.plan, &compiled, how)?);
     }
-    if let Some(samples) = &scored {
-        progress.stage("classifying", &format!("classifying {} images, before and after", samples.len()));
-        report.score = Some(Scorer::new(model, samples, shapes)?.score(&compiled.model)?);
+    if let Some(scorer) = &scorer {
+        progress.stage("classifying", "classifying the images again");
+        report.score = Some(scorer.score(&compiled.model)?);
+    }
+    if let Some(pictures) = &mut pictures {
+        progress.stage("drawing", "following the error through the network");
+        pictures.diagrams = Diagram::all(model, &grouping, &made.plan, &compiled);
+        let feeds = options.traced(model, scored.as_ref())?;
+        pictures.trace = trace(model, &made.plan, &compiled.model, &feeds, shapes)?;
+        let ratio = report.totals.parameters.ratio;
+        pictures.curve.extend(report.score.map(|score| CurvePoint { ratio, score }));
+        pictures.curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
     }
     report.timings = progress.timings();
     if !model.round_trips() {
@@ -161,123 +188,26 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     let approximation = report.verification.as_ref().map(|v| v.approximation);
     let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
     options.gates.check(approximation, agreement, SMALLER)?;
-    Ok(Compilation { model: Some(compiled.model), report, plan, unchanged: None })
+    Ok(Compilation { model: Some(compiled.model), report, plan, pictures, unchanged: None })
 }
 
-/// A plan and, unless it is a dry run, what was made of it.
-struct Made {
-    plan: Plan,
-    compiled: Option<Compiled>,
-    calibration: Option<CalibrationRow>,
-    curve: Vec<AgreementRow>,
-    /// What the report is to mention.
-    notes: Vec<String>,
-    /// Hash of given samples, if anybody asks for it.
-    samples: Option<String>,
-}
-
-/// Where a plan comes from.
-enum Source {
-    /// A file.
-    Decided(Plan),
-    /// All that could be done, to choose from.
-    Open(Prospects),
-}
-
-/// Calibrates if asked to, plans and decomposes.
-fn make(model: &Model, grouping: &Grouping, options: &Options, progress: &Progress<'_>) -> Result<Made> {
-    let asked = match options.max_drop {
-        // Every ratio from here on may be asked for.
-        Some(_) => PlanOptions { policy: RankPolicy::Ratio(LEAST_RATIO), ..options.plan },
-        None => options.plan,
-    };
-    // Refusals that need no calibration come before it.
-    let calibrated = options.calibration.is_some();
-    let decided = options.replay.as_ref().map(|replay| Ok((replay, replay.decisions(grouping, calibrated)?)));
-    let decided = decided.transpose()?;
-    if decided.is_none() {
-        Plan::precheck(model, grouping, &asked, calibrated)?;
-    }
-    let notes = |samples: Option<&str>| options.replay.as_ref().map_or_else(Vec::new, |r| r.notes(model, samples));
-    let Some(calibrate_on) = &options.calibration else {
-        progress.stage("planning", "planning by the plain weights");
-        let plan = match &decided {
-            Some((replay, decisions)) => Plan::decided(model, grouping, replay, decisions, None)?,
-            None => Prospects::new(model, grouping, &asked, None)?.plan(asked.policy)?,
-        };
-        let compiled = if options.dry_run {
-            None
-        } else {
-            progress.stage("decomposing", &format!("decomposing {} groups", plan.groups.len()));
-            Some(apply(model, &plan)?)
-        };
-        return Ok(Made { plan, compiled, calibration: None, curve: Vec::new(), notes: notes(None), samples: None });
-    };
-    let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
-    calibration.assumed().into_iter().for_each(|line| progress.say(line));
-    let held_out = if options.holds_out() { Some(HeldOut::new(model, &mut calibration)?) } else { None };
-    // Drawn ones follow from their seed.
-    let hashed = (options.plan_text || options.replay.is_some()) && calibrate_on.images.seed().is_none();
-    let samples = if hashed { Some(calibration.digest()?) } else { None };
-    let row = CalibrationRow {
-        samples: calibration.samples(),
-        source: calibrate_on.images.what(),
-        mirrored: calibration.is_mirrored(),
-    };
-    progress.stage("observing", &format!("observing what each convolution sees of {}", row.source));
-    let convs = &grouping.convs;
-    let cache = calibrate_on.cache.as_ref().map(|folder| Cache::new(folder, model, convs, &calibration)).transpose()?;
-    let observe = || calibration.observe(model, convs, progress);
-    let observed = match &cache {
-        Some(cache) => cache.observations(convs, progress, observe)?,
-        None => observe()?,
-    };
-    let source = if let Some((replay, decisions)) = decided {
-        progress.stage("planning", &format!("planning as {} says", replay.file.path().display()));
-        Source::Decided(Plan::decided(model, grouping, replay, &decisions, Some(observed.sights.clone()))?)
-    } else {
-        progress.stage("planning", "planning: how much each group moves the network's output");
-        let watch = calibration.watch(model, &grouping.convs, observed.sights.clone(), progress)?;
-        let sensitivity = |members: &[usize], kernels: &[Array4<f64>]| watch.moved(members, kernels);
-        let trials = cache.as_ref().map_or_else(Trials::default, Cache::trials);
-        let calibrated = Calibrated { sights: observed.sights.clone(), sensitivity: &sensitivity, trials: &trials };
-        let prospects = Prospects::new(model, grouping, &asked, Some(&calibrated))?;
-        cache.iter().for_each(|cache| cache.keep_trials(&trials, progress));
-        Source::Open(prospects)
-    };
-    let build = |plan: Plan| -> Result<Built> {
-        if options.dry_run && options.max_drop.is_none() {
-            return Ok((plan, None));
-        }
-        progress.stage("decomposing", &format!("decomposing {} groups", plan.groups.len()));
-        let mut compiled = apply(model, &plan)?;
-        if options.repair {
-            progress.stage("repairing", "refitting layer by layer");
-            compiled = calibration.repair(model, &plan, &observed, compiled, progress)?;
-        }
-        Ok((plan, Some(compiled)))
-    };
-    let (curve, (plan, compiled)) = match (source, options.max_drop.zip(held_out.as_ref())) {
-        (Source::Open(prospects), Some((drop, held_out))) => {
-            let build = |policy: RankPolicy| build(prospects.plan(policy)?);
-            largest_ratio(drop, held_out, prospects.largest_ratio(), &build, progress)?
-        }
-        (Source::Open(prospects), None) => {
-            let plan = prospects.plan(asked.policy)?;
-            // What was not chosen is not needed any more, and takes memory.
-            drop(prospects);
-            (Vec::new(), build(plan)?)
-        }
-        (Source::Decided(plan), _) => (Vec::new(), build(plan)?),
-    };
-    let compiled = compiled.filter(|_| !options.dry_run);
-    let notes = notes(samples.as_deref());
-    Ok(Made { plan, compiled, calibration: Some(row), curve, notes, samples })
-}
+/// Inputs on which the error is followed through the network.
+const TRACED: usize = 8;
 
 impl Options {
+    /// Some inputs on which the error is followed: of the images, of what was calibrated on, or drawn as for verification.
+    fn traced(&self, model: &Model, images: Option<&Samples>) -> Result<Vec<Feed>> {
+        let few = |samples: &Samples| samples.feeds(0..samples.len().min(TRACED));
+        let inputs = fixed(model, &self.groups.input_shapes)?;
+        match (images, &self.calibration) {
+            (Some(images), _) => few(images),
+            (None, Some(on)) => few(&on.images.fit(model, &named(&inputs), Some(TRACED))?),
+            (None, None) => Ok(draw(&inputs, TRACED, self.verify.as_ref().map_or(0, |v| v.seed))),
+        }
+    }
+
     /// Whether a part of the calibration samples is held out: to search by, or because a replayed plan's were.
-    fn holds_out(&self) -> bool {
+    pub(crate) fn holds_out(&self) -> bool {
         let planned = || self.replay.as_ref()?.file.calibration();
         self.max_drop.is_some() || planned().is_some_and(|c| c.held_out)
     }

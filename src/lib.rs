@@ -65,6 +65,10 @@ mod gradient;
 #[cfg(feature = "verify")]
 mod images;
 #[cfg(feature = "verify")]
+mod make;
+#[cfg(feature = "verify")]
+mod picture;
+#[cfg(feature = "verify")]
 mod runtime;
 #[cfg(feature = "verify")]
 mod search;
@@ -84,6 +88,8 @@ pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock,
 pub use images::{Images, Layout, Preprocessing, Preset};
 pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
+#[cfg(feature = "verify")]
+pub use picture::Pictures;
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
 #[cfg(feature = "verify")]
 pub use plan::{PlanFile, PlannedCalibration, Replay};

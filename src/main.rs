@@ -77,7 +77,12 @@ fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
 fn compressed(job: CompressJob) -> Result<()> {
     let progress = begin(&job.output)?;
     let json = file(&job.output.json);
-    let targets = [("the output", job.model_output.as_ref()), ("--plan-out", job.plan_out.as_ref()), ("--json", json)];
+    let targets = [
+        ("the output", job.model_output.as_ref()),
+        ("--plan-out", job.plan_out.as_ref()),
+        ("--report", job.report.as_ref()),
+        ("--json", json),
+    ];
     let replayed = job.options.replay.as_ref().map(|replay| replay.file.path());
     let inputs: Vec<&Path> = std::iter::once(job.input.as_path()).chain(replayed).collect();
     check_outputs(&inputs, &targets)?;
@@ -106,6 +111,10 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
     }
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
         write_whole(path, plan.as_bytes())?;
+    }
+    if let (Some(path), Some(pictures)) = (&job.report, &compilation.pictures) {
+        let name = job.input.file_name().unwrap_or(job.input.as_os_str()).to_string_lossy();
+        write_whole(path, report.to_html(&name, pictures).as_bytes())?;
     }
     tell(&job.output, || report.to_json(), &report)
 }

@@ -1,8 +1,10 @@
-//! The largest ratio that keeps what is asked for.
+//! Several ratios of one model: the largest that keeps what is asked for, and what others cost.
 
 use crate::calibrate::HeldOut;
+use crate::compare::Scorer;
 use crate::compile::SMALLER;
 use crate::error::{Error, Result};
+use crate::picture::CurvePoint;
 use crate::plan::{Plan, RankPolicy};
 use crate::progress::Progress;
 use crate::report::AgreementRow;
@@ -64,4 +66,24 @@ pub(crate) fn largest_ratio(
         advice: SMALLER,
     })?;
     Ok((curve, best))
+}
+
+/// What other plans keep of the images' classes.
+pub(crate) fn scored_curve(
+    plans: Vec<Plan>,
+    build: &dyn Fn(Plan) -> Result<Built>,
+    scorer: Option<&Scorer<'_>>,
+    progress: &Progress<'_>,
+) -> Result<Vec<CurvePoint>> {
+    let mut curve = Vec::new();
+    for plan in plans {
+        let (plan, compiled) = build(plan)?;
+        let Some((compiled, scorer)) = compiled.zip(scorer) else { continue };
+        let ratio = plan.parameters_before as f64 / compiled.model.parameters().max(1) as f64;
+        let score = scorer.score(&compiled.model)?;
+        let kept = score.top1_after.unwrap_or(score.agreement);
+        progress.say(&format!("ratio {ratio:.2}: {:.2} %", 100.0 * kept));
+        curve.push(CurvePoint { ratio, score });
+    }
+    Ok(curve)
 }

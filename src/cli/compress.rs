@@ -30,6 +30,9 @@ const PLANNED: [&str; 17] = [
     "no_repair",
 ];
 
+/// Ratios of the curve in a report, relative to the one asked for.
+const AROUND: [f64; 4] = [0.5, 0.7, 1.4, 2.0];
+
 #[derive(Debug, Args)]
 pub(super) struct Compress {
     /// The ONNX model to compress; it is never changed
@@ -140,6 +143,15 @@ pub(super) struct Compress {
     #[command(flatten)]
     output: Output,
 
+    /// Write the report in pictures, a page of HTML that needs nothing else
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
+    report: Option<PathBuf>,
+
+    /// Further ratios for its curve, where --images are given: a model is made and scored at each. By default half and twice the
+    /// ratio asked for, and between; 'none' for none
+    #[arg(long, value_name = "R,…|none", value_parser = curve, requires = "report", help_heading = "Output")]
+    curve: Option<Curve>,
+
     /// Print how long each stage took
     #[arg(long, help_heading = "Output")]
     timings: bool,
@@ -179,6 +191,20 @@ fn percent(text: &str) -> std::result::Result<f64, String> {
     number.parse::<f64>().map(|p| p / 100.0).map_err(|_| format!("'{text}' is not a percentage such as 1%"))
 }
 
+/// Ratios beside the one asked for.
+#[derive(Debug, Clone)]
+struct Curve(Vec<f64>);
+
+fn curve(text: &str) -> std::result::Result<Curve, String> {
+    if text == "none" {
+        return Ok(Curve(Vec::new()));
+    }
+    let each = text.split(',').map(|r| r.trim().parse::<f64>().ok().filter(|r| *r > 1.0 && r.is_finite()));
+    each.collect::<Option<_>>()
+        .map(Curve)
+        .ok_or_else(|| format!("'{text}' is not a list of ratios above 1, such as 2,3,4"))
+}
+
 /// What --calib asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum CalibrationSource {
@@ -209,6 +235,8 @@ pub struct CompressJob {
     pub model_output: Option<PathBuf>,
     /// Where the plan goes.
     pub plan_out: Option<PathBuf>,
+    /// Where the report in pictures goes.
+    pub report: Option<PathBuf>,
     /// Whether the tables say how long each stage took.
     pub timings: bool,
     /// What the library is asked.
@@ -241,6 +269,11 @@ impl Compress {
         if !given_shapes.is_empty() {
             groups.input_shapes = given_shapes;
         }
+        let around = match (self.curve, self.ratio) {
+            (Some(Curve(ratios)), _) => ratios,
+            (None, Some(ratio)) => AROUND.iter().map(|part| part * ratio).collect(),
+            (None, None) => Vec::new(),
+        };
         let preprocessing = self.pixels.preprocessing();
         let images = self.accuracy.open(&preprocessing)?;
         let asked = Asked {
@@ -270,6 +303,8 @@ impl Compress {
             images,
             replay: file.map(|file| Replay { file, retrained: self.retrained }),
             plan_text: self.plan_out.is_some(),
+            pictures: self.report.is_some(),
+            curve: if self.report.is_some() { around } else { Vec::new() },
             dry_run: self.dry_run,
         };
         Ok(CompressJob {
@@ -277,6 +312,7 @@ impl Compress {
             input: self.input.ok_or_else(|| Error::Options("give the model to compress".into()))?,
             model_output: self.model_output.filter(|_| !self.dry_run),
             plan_out: self.plan_out,
+            report: self.report,
             timings: self.timings,
             options,
             output: self.output,

@@ -128,6 +128,16 @@ impl Analysis {
         self.bases[chain].iter().map(|b| leading(b, rank.min(most(b)))).collect()
     }
 
+    /// For each chain the energies of its directions, those of bases of one rank added up; of three factors those of the first cut.
+    #[must_use]
+    pub fn spectra(&self) -> Vec<Vec<f64>> {
+        let sum = |bases: &Vec<Basis>| {
+            let longest = bases.iter().map(|b| b.spectrum.len()).max().unwrap_or(0);
+            (0..longest).map(|at| bases.iter().filter_map(|b| b.spectrum.get(at)).sum()).collect()
+        };
+        self.bases.iter().map(sum).collect()
+    }
+
     /// How many vectors the widest of the bases has.
     #[must_use]
     pub fn width(&self) -> usize {

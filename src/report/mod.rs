@@ -3,6 +3,8 @@
 mod text;
 
 pub(crate) use text::{blocks, left_alone, table, thousands};
+#[cfg(feature = "verify")]
+pub(crate) use text::{kernels, percent, ranks};
 
 use crate::factor;
 use crate::group::{Grouping, RepeatedBlock, Skipped};

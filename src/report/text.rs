@@ -6,15 +6,19 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 impl Report {
-    fn group_table(&self) -> Table {
-        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "before", "after", "error"]);
-        // Kernels decomposed by themselves stand in one row a group.
+    /// Rows of tables: kernels decomposed by themselves stand in one row a group.
+    pub(crate) fn rows(&self) -> BTreeMap<(usize, &str), Vec<&GroupRow>> {
         let mut rows: BTreeMap<(usize, &str), Vec<&GroupRow>> = BTreeMap::new();
         for row in &self.groups {
             let number = row.group.trim_start_matches('g').parse().unwrap_or(usize::MAX);
             rows.entry((number, &row.scheme)).or_default().push(row);
         }
-        for rows in rows.values() {
+        rows
+    }
+
+    fn group_table(&self) -> Table {
+        let mut table = table(&["group", "convs", "kernel", "scheme", "rank", "before", "after", "error"]);
+        for rows in self.rows().values() {
             let members: usize = rows.iter().map(|r| r.members.len()).sum();
             let (before, after) =
                 rows.iter().fold((0, 0), |t, r| (t.0 + r.parameters_before, t.1 + r.parameters_after));
@@ -61,13 +65,13 @@ pub(crate) fn table(header: &[&str]) -> Table {
 }
 
 /// `out×in×kh×kw`, the range of `in` where members differ.
-fn kernels(rows: &[&GroupRow]) -> String {
+pub(crate) fn kernels(rows: &[&GroupRow]) -> String {
     let all = || rows.iter().flat_map(|r| &r.kernels);
     let [out, _, kh, kw] = rows[0].kernels[0];
     format!("{kh}×{kw} {}→{out}", range(all().map(|k| k[1])))
 }
 
-fn ranks(rows: &[&GroupRow]) -> String {
+pub(crate) fn ranks(rows: &[&GroupRow]) -> String {
     let chains = rows[0].ranks.len();
     let chains = (0..chains).map(|c| range(rows.iter().map(|r| r.ranks[c])));
     chains.collect::<Vec<_>>().join("+")
@@ -114,7 +118,7 @@ fn wrapped(names: &[&str]) -> Vec<String> {
     lines.iter().map(|l| l.trim_end().to_owned()).collect()
 }
 
-fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
 
