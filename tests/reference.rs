@@ -59,6 +59,7 @@ fn errors_products_and_parameters_are_those_of_the_reference() {
             Scheme::RightShared,
             Scheme::BothShared { split },
             Scheme::PartlyCoupled { split },
+            Scheme::CoupledTensorTrain { split },
         ];
         let name = case["scheme"].as_str().unwrap();
         let scheme = schemes.into_iter().find(|s| s.name() == name).unwrap();

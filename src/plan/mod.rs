@@ -167,6 +167,20 @@ impl Plan {
         Prospects::new(model, grouping, options, None)?.plan(options.policy)
     }
 
+    /// One plan for each of several rank rates, the spectra computed once.
+    ///
+    /// # Errors
+    /// As [`Plan::build`].
+    pub fn at_rates(model: &Model, grouping: &Grouping, options: &PlanOptions, rates: &[f64]) -> Result<Vec<Self>> {
+        let policies: Vec<RankPolicy> = rates.iter().map(|&rate| RankPolicy::Rate(rate)).collect();
+        let each: Vec<PlanOptions> = policies.iter().map(|&policy| PlanOptions { policy, ..*options }).collect();
+        each.iter().try_for_each(check)?;
+        let Some(first) = each.first() else { return Ok(Vec::new()) };
+        // Which ranks pay does not depend on the rate.
+        let prospects = Prospects::new(model, grouping, first, None)?;
+        policies.into_iter().map(|policy| prospects.plan(policy)).collect()
+    }
+
     /// The largest ratio that a scheme reaches, every rank one; none if no rank pays.
     ///
     /// # Errors
