@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::images::{Images, Samples};
 use crate::onnx::{InputShape, Model};
 use crate::progress::{Listener, Progress};
-use crate::report::{Approximation, Change, Score};
+use crate::report::{Approximation, Change, Score, thousands};
 use crate::runtime::{Feed, Input, Runner, best_classes, inputs, is_scores, shapes};
 use crate::verify::VerifyOptions;
 use ndarray::{ArrayD, IxDyn};
@@ -159,7 +159,7 @@ impl Comparison {
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Compared by tract on {} inputs: {}", self.inputs, self.source)?;
-        writeln!(f, "  largest difference   {:.1e} of the largest output", self.largest_difference)?;
+        writeln!(f, "  largest difference   {} of the largest output", figure(self.largest_difference))?;
         writeln!(f, "  difference in all    {}", self.approximation)?;
         if let Some(share) = self.approximation.agreement {
             writeln!(f, "  equal top-1 classes  {:.2} %", 100.0 * share)?;
@@ -171,13 +171,18 @@ impl fmt::Display for Comparison {
         if self.outputs.len() > 1 {
             writeln!(f, "\nOutputs")?;
             for row in &self.outputs {
-                let (largest, error) = (row.largest_difference, row.relative_error);
-                writeln!(f, "  {}: largest difference {largest:.1e}, relative error {error:.4}", row.name)?;
+                let (largest, error) = (figure(row.largest_difference), figure(row.relative_error));
+                writeln!(f, "  {}: largest difference {largest}, relative error {error}", row.name)?;
             }
         }
-        let change = |c: &Change| format!("{} → {} ({:.2}×)", c.before, c.after, c.ratio);
+        let change = |c: &Change| format!("{} → {} ({:.2}×)", thousands(c.before), thousands(c.after), c.ratio);
         writeln!(f, "\nSizes\n  parameters  {}\n  file bytes  {}", change(&self.parameters), change(&self.file_bytes))
     }
+}
+
+/// A share: small ones by their power of ten.
+fn figure(share: f64) -> String {
+    if share == 0.0 || share >= 1e-3 { format!("{share:.4}") } else { format!("{share:.1e}") }
 }
 
 /// Classifies images with one model, to hold others against it.
