@@ -39,12 +39,14 @@ pub enum Error {
         found: String,
     },
     /// A tensor is kept in another file.
-    #[error(
-        "tensor '{tensor}' is stored in another file (external data), which this version does not read: save the model as one file first"
-    )]
+    #[error("the data of tensor '{tensor}' is in another file, '{file}' (external data): {reason}")]
     ExternalData {
         /// The initializer.
         tensor: String,
+        /// The file, as the model names it.
+        file: String,
+        /// Why it cannot be had.
+        reason: String,
     },
     /// A node reads a value that nothing produces.
     #[error("node '{node}' reads '{value}', which no node, input or initializer provides: the graph is damaged")]

@@ -107,7 +107,7 @@ fn compressed(job: CompressJob) -> Result<()> {
 fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
     let report = if job.timings { compilation.report.with_timings() } else { compilation.report };
     if let (Some(path), Some(model)) = (&job.model_output, &compilation.model) {
-        model.save(path)?;
+        if job.external_data { model.save_external(path) } else { model.save(path) }?;
     }
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
         write_whole(path, plan.as_bytes())?;

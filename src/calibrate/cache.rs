@@ -9,8 +9,8 @@
 use super::{Calibration, Observations};
 use crate::error::Result;
 use crate::factor::Moment;
-use crate::onnx::{Conv, Model, writing};
-use crate::plan::{Sight, Trial, Trials, hex};
+use crate::onnx::{Conv, Model, hex, writing};
+use crate::plan::{Sight, Trial, Trials};
 use crate::progress::Progress;
 use ndarray::Array2;
 use serde::Serialize;

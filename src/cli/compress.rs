@@ -152,6 +152,10 @@ pub(super) struct Compress {
     #[arg(long, value_name = "R,…|none", value_parser = curve, requires = "report", help_heading = "Output")]
     curve: Option<Curve>,
 
+    /// Store tensors of 1 KiB and more in a file beside the model (external data); models of 2 GiB always are
+    #[arg(long, help_heading = "Output")]
+    external_data: bool,
+
     /// Print how long each stage took
     #[arg(long, help_heading = "Output")]
     timings: bool,
@@ -237,6 +241,8 @@ pub struct CompressJob {
     pub plan_out: Option<PathBuf>,
     /// Where the report in pictures goes.
     pub report: Option<PathBuf>,
+    /// Whether large tensors are stored beside the model.
+    pub external_data: bool,
     /// Whether the tables say how long each stage took.
     pub timings: bool,
     /// What the library is asked.
@@ -313,6 +319,7 @@ impl Compress {
             model_output: self.model_output.filter(|_| !self.dry_run),
             plan_out: self.plan_out,
             report: self.report,
+            external_data: self.external_data,
             timings: self.timings,
             options,
             output: self.output,

@@ -6,6 +6,7 @@ pub(crate) mod attributes;
 mod batch_norm;
 mod conv;
 mod dense;
+mod external;
 mod graph;
 mod model;
 #[cfg(feature = "verify")]
@@ -21,6 +22,8 @@ pub use conv::{Conv, SkipReason};
 pub(crate) use dense::Dense;
 pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
 pub(crate) use model::VERSION_KEY;
+#[cfg(feature = "verify")]
+pub(crate) use model::hex;
 #[cfg(feature = "verify")]
 pub(crate) use model::read_tensor;
 pub use model::{InputShape, Model, write_whole, writing};

@@ -4,7 +4,7 @@ use super::proto::{
     GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
 };
 use super::shapes::LARGEST;
-use super::{Graph, tensor};
+use super::{Graph, external, tensor};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
@@ -15,6 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Element types that count as parameters.
 const FLOAT_TYPES: [i32; 4] =
     [DataType::Float as i32, DataType::Float16 as i32, DataType::Bfloat16 as i32, DataType::Double as i32];
+
+/// The largest file that every reader of protocol buffers takes.
+const LARGEST_FILE: u64 = i32::MAX as u64;
 
 /// Metadata property of a written model that says which version wrote it.
 pub(crate) const VERSION_KEY: &str = "onnx_jmd.version";
@@ -45,7 +48,9 @@ impl Model {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(bytes)
+        // Beside the file itself, wherever a link to it stands.
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        Self::read(bytes, path.parent().filter(|p| !p.as_os_str().is_empty()).or(Some(Path::new("."))))
     }
 
     /// Reads a model from memory.
@@ -54,11 +59,20 @@ impl Model {
     /// [`Error::Empty`], [`Error::NotOnnx`], [`Error::TensorSize`], [`Error::ExternalData`],
     /// [`Error::Dangling`], [`Error::WrittenTwice`] or [`Error::Cycle`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        Self::read(bytes, None)
+    }
+
+    fn read(bytes: Vec<u8>, folder: Option<&Path>) -> Result<Self> {
         if bytes.is_empty() {
             return Err(Error::Empty);
         }
         let source = Bytes::from(bytes);
-        let proto = ModelProto::decode(source.clone()).map_err(|e| Error::NotOnnx { reason: e.to_string() })?;
+        let mut proto = ModelProto::decode(source.clone()).map_err(|e| Error::NotOnnx { reason: e.to_string() })?;
+        // What was read from several files has no bytes of its own.
+        let joined = match (&mut proto.graph, folder) {
+            (Some(graph), Some(folder)) => external::read(graph, folder)?,
+            _ => false,
+        };
         let graph = proto.graph.as_ref().ok_or_else(|| Error::NotOnnx { reason: "it holds no graph".into() })?;
         if proto.ir_version.is_none() {
             return Err(Error::NotOnnx { reason: "it names no IR version".into() });
@@ -67,7 +81,7 @@ impl Model {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
         tensors(graph).into_iter().try_for_each(tensor::check)?;
-        let model = Self { proto, source: Some(source) };
+        let model = Self { proto, source: (!joined).then_some(source) };
         Graph::new(&model)?;
         Ok(model)
     }
@@ -90,15 +104,30 @@ impl Model {
         }
     }
 
-    /// Writes the model beside `path` and renames it, so that `path` is never half written.
+    /// Writes the model beside `path` and renames it, so that `path` is never half written. A model of two gibibytes or more,
+    /// which readers of protocol buffers refuse, is saved as by [`Model::save_external`].
     ///
     /// # Errors
     /// [`Error::Write`] with the system's reason; `path` is then as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        match &self.source {
-            Some(bytes) => write_whole(path.as_ref(), bytes),
-            None => write_whole(path.as_ref(), &self.proto.encode_to_vec()),
+        let path = path.as_ref();
+        if self.file_bytes() > LARGEST_FILE {
+            return self.save_external(path);
         }
+        match &self.source {
+            Some(bytes) => write_whole(path, bytes),
+            None => write_whole(path, &self.proto.encode_to_vec()),
+        }
+    }
+
+    /// Writes the model with its tensors of a kibibyte and more in a file of their own beside it, `NAME.HASH.data`. Data of a
+    /// model that is replaced stays, as others may refer to it.
+    ///
+    /// # Errors
+    /// [`Error::Write`] with the system's reason; `path` is then as it was.
+    pub fn save_external(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = std::fs::canonicalize(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
+        external::save(&self.proto, &path)
     }
 
     /// Floating-point parameters: elements of every float tensor, each stored tensor counted once.
@@ -171,6 +200,11 @@ pub fn writing() -> MutexGuard<'static, ()> {
 /// # Errors
 /// [`Error::Write`] with the system's reason; `path` is then as it was.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_with(path, &mut |file| file.write_all(bytes))
+}
+
+/// The same for what is written piece by piece.
+pub(super) fn write_with(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     if path.is_dir() {
         return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
@@ -193,13 +227,18 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(permissions) = existing {
         file.as_file().set_permissions(permissions).map_err(failed)?;
     }
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    write(&mut file).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist(&target).map_err(|e| failed(e.error))?;
     Ok(())
 }
 
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Every tensor that a graph stores: initializers, sparse ones by their values, and constants, in its subgraphs too.
-fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
+pub(super) fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
     let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
     let mut found: Vec<&TensorProto> = graph.initializer.iter().chain(sparse).collect();
     for attribute in graph.node.iter().flat_map(|n| &n.attribute) {

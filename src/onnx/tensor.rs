@@ -1,12 +1,13 @@
 //! Tensors in and out of the file: checked sizes, raw and typed data, little endian.
 
+use super::external::is_external;
 use super::proto::{TensorProto, tensor_proto::DataType};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use ndarray::{Array4, ArrayD, IxDyn};
 
 /// Bits of one element, or none for strings and types that this version does not know.
-fn element_bits(data_type: i32) -> Option<u64> {
+pub(super) fn element_bits(data_type: i32) -> Option<u64> {
     use DataType as T;
     Some(match T::try_from(data_type).ok()? {
         T::Float | T::Int32 | T::Uint32 => 32,
@@ -41,10 +42,10 @@ pub(super) fn element_count(tensor: &TensorProto) -> Option<u64> {
 /// # Errors
 /// [`Error::TensorSize`] when it does not, [`Error::ExternalData`] when its data is elsewhere.
 pub(super) fn check(tensor: &TensorProto) -> Result<()> {
-    use super::proto::tensor_proto::DataLocation;
     let name = || tensor.name().to_owned();
-    if tensor.data_location() == DataLocation::External || !tensor.external_data.is_empty() {
-        return Err(Error::ExternalData { tensor: name() });
+    if is_external(tensor) {
+        let reason = "there is no folder to look for it: open the model by its path".into();
+        return Err(Error::ExternalData { tensor: name(), file: String::new(), reason });
     }
     let wrong = |expected: String, found: String| {
         Err(Error::TensorSize { tensor: name(), dims: tensor.dims.clone(), expected, found })

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::factor::{Scheme, Unfolding};
 use crate::group::{GroupBy, GroupOptions, Protocol};
 use crate::images::Preprocessing;
-use crate::onnx::{Conv, InputShape, Model};
+use crate::onnx::{Conv, InputShape, Model, hex};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -399,11 +399,6 @@ pub(super) fn weights_hash(conv: &Conv) -> String {
     add(&mut conv.kernel().iter().copied());
     add(&mut conv.effective_bias().into_iter().flatten());
     hex(&hash.finalize()[..HASH_BYTES])
-}
-
-/// Bytes as hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The line that a place is on, counted from one.

@@ -10,7 +10,7 @@ mod trials;
 mod unit;
 
 #[cfg(feature = "verify")]
-pub(crate) use file::{Circumstances, hex};
+pub(crate) use file::Circumstances;
 #[cfg(feature = "verify")]
 pub use file::{PlanFile, PlannedCalibration};
 #[cfg(feature = "verify")]
