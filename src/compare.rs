@@ -82,6 +82,10 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
         return Err(Error::Options("--max-difference must be a number, 0 or more".into()));
     }
     options.gates.sound()?;
+    let sizes = (Change::new(a.parameters(), b.parameters()), Change::new(a.file_bytes(), b.file_bytes()));
+    // tract runs other types slowly or not at all.
+    let wide = (a.in_f32(), b.in_f32());
+    let (a, b) = (wide.0.as_ref().unwrap_or(a), wide.1.as_ref().unwrap_or(b));
     let fed = inputs(a, &options.inputs.input_shapes)?;
     alike(&fed, &inputs(b, &options.inputs.input_shapes)?)?;
     let samples = options.images.as_ref().map(|images| images.fit(a, &shapes(&fed), None)).transpose()?;
@@ -118,8 +122,8 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
         approximation: tally.approximation(),
         outputs: names.into_iter().zip(&tally.outputs).map(|(name, output)| output.row(name)).collect(),
         top1: labelled.then(|| right.map(|right| right as f64 / count.max(1) as f64)),
-        parameters: Change::new(a.parameters(), b.parameters()),
-        file_bytes: Change::new(a.file_bytes(), b.file_bytes()),
+        parameters: sizes.0,
+        file_bytes: sizes.1,
     };
     options.gates.check(Some(found.approximation), found.approximation.agreement, BEYOND)?;
     match options.max_difference {

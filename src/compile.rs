@@ -10,7 +10,8 @@ use crate::onnx::Model;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, PlanFile, PlanOptions, Replay};
 use crate::progress::Progress;
-use crate::report::{Approximation, Report};
+use crate::report::{Approximation, Change, Report};
+use crate::rewrite::narrowed;
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
 use crate::verify::{VerifyOptions, verify};
 
@@ -95,9 +96,12 @@ pub struct Compilation {
 ///
 /// # Errors
 /// Those of [`Plan::build`], [`apply`], [`verify`] and [`score`], and [`Error::Gate`].
-pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
+pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
     let progress = Progress::new(progress);
-    options.validate(model)?;
+    options.validate(original)?;
+    // Decisions, fits and runs are in float32, whatever the kernels are stored in.
+    let wide = original.in_f32();
+    let model = wide.as_ref().unwrap_or(original);
     progress.stage("matching", "finding repeated convolutions");
     let grouping = find_groups(model, &options.groups)?;
     progress.say(&format!(
@@ -116,7 +120,7 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     let unchanged = |reason| {
         let report = Report::untouched(model, &grouping, &options.plan);
         let pictures = options.pictures.then(Pictures::default);
-        Ok(Compilation { model: Some(model.clone()), report, plan: None, pictures, unchanged: Some(reason) })
+        Ok(Compilation { model: Some(original.clone()), report, plan: None, pictures, unchanged: Some(reason) })
     };
     let scorer = match &scored {
         Some(samples) if !options.dry_run => {
@@ -129,10 +133,25 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
-    let mut report = Report::new(model, &grouping, &made.plan, made.compiled.as_ref());
+    // The model to write and, in float32, the one that is run.
+    let (written, compiled) = match (made.compiled, original.kernel_precision()) {
+        (Some(compiled), Some(precision)) if wide.is_some() => {
+            let (written, compiled) = narrowed(original, model, &made.plan, compiled, precision)?;
+            (Some(written), Some(compiled))
+        }
+        (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
+    };
+    let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
+    report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));
     report.calibration = made.calibration;
     report.agreement_curve = made.kept;
-    report.notes = made.notes;
+    if let Some(replay) = &options.replay {
+        report.notes = replay.notes(original, made.samples.as_deref());
+    }
+    if let (Some(_), Some(precision)) = (&wide, original.kernel_precision()) {
+        let name = precision.data_type().as_str_name();
+        report.notes.push(format!("kernels are {name}: the factors are written so, and the models were run in FLOAT"));
+    }
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
             groups: &options.groups,
@@ -141,14 +160,14 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
             held_out: options.holds_out(),
             repair: options.repair,
         };
-        PlanFile::text(model, &made.plan, &with)
+        PlanFile::text(original, &made.plan, &with)
     });
     let mut pictures = options.pictures.then(|| Pictures {
         spectra: made.plan.groups.iter().map(Spectrum::of).collect(),
         curve: made.curve,
         ..Pictures::default()
     });
-    let Some(compiled) = made.compiled else {
+    let Some(compiled) = compiled else {
         report.timings = progress.timings();
         return Ok(Compilation { model: None, report, plan, pictures, unchanged: None });
     };
@@ -170,7 +189,16 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
         pictures.curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
     }
     report.timings = progress.timings();
-    if !model.round_trips() {
+    remark(original, options, &mut report);
+    let approximation = report.verification.as_ref().map(|v| v.approximation);
+    let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
+    options.gates.check(approximation, agreement, SMALLER)?;
+    Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// What a reader of the report should know of the result.
+fn remark(original: &Model, options: &Options, report: &mut Report) {
+    if !original.round_trips() {
         let note = "the input holds fields that this version of the format does not have; they are not in the output";
         report.notes.push(note.into());
     }
@@ -185,10 +213,6 @@ pub fn compile(model: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync
     if let Some(change) = report.totals.file_bytes.filter(|c| c.after > c.before) {
         report.notes.push(format!("the file grew by {} bytes of node names", change.after - change.before));
     }
-    let approximation = report.verification.as_ref().map(|v| v.approximation);
-    let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
-    options.gates.check(approximation, agreement, SMALLER)?;
-    Ok(Compilation { model: Some(compiled.model), report, plan, pictures, unchanged: None })
 }
 
 /// Inputs on which the error is followed through the network.

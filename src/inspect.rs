@@ -125,7 +125,8 @@ pub struct ReachRow {
 /// Those of [`find_groups`], [`Error::NotFinite`](crate::Error::NotFinite) and
 /// [`Error::Numerical`](crate::Error::Numerical).
 pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
-    let grouping = find_groups(model, options)?;
+    let wide = model.in_f32();
+    let grouping = find_groups(wide.as_ref().unwrap_or(model), options)?;
     let graph = Graph::new(model)?;
     grouping.convs.iter().try_for_each(Conv::check_finite)?;
     let input = |(name, element_type, dims)| InputRow { name, element_type, dims };
@@ -160,7 +161,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
         shared_kernels: shared_kernels(&graph),
         blocks: BlockRow::all(&grouping),
         groups: groups.collect::<Result<_>>()?,
-        reach: reach(model, &grouping)?,
+        reach: reach(wide.as_ref().unwrap_or(model), &grouping)?,
         left_alone: grouping.skipped.iter().map(LeftRow::skipped).collect(),
     })
 }

@@ -23,8 +23,6 @@ pub(crate) struct Made {
     pub(crate) kept: Vec<AgreementRow>,
     /// What other ratios keep of the images' classes.
     pub(crate) curve: Vec<CurvePoint>,
-    /// What the report is to mention.
-    pub(crate) notes: Vec<String>,
     /// Hash of given samples, if anybody asks for it.
     pub(crate) samples: Option<String>,
 }
@@ -61,7 +59,6 @@ pub(crate) fn make(
         Plan::precheck(model, grouping, &asked, calibrated)?;
     }
     let curve: &[f64] = if scorer.is_some() { &options.curve } else { &[] };
-    let notes = |samples: Option<&str>| options.replay.as_ref().map_or_else(Vec::new, |r| r.notes(model, samples));
     let Some(calibrate_on) = &options.calibration else {
         progress.stage("planning", "planning by the plain weights");
         let (plan, others) = match &decided {
@@ -78,8 +75,7 @@ pub(crate) fn make(
         };
         let curve = scored_curve(others, &build, scorer, progress)?;
         let (plan, compiled) = if options.dry_run { (plan, None) } else { build(plan)? };
-        let notes = notes(None);
-        return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, notes, samples: None });
+        return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, samples: None });
     };
     let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
@@ -145,8 +141,7 @@ pub(crate) fn make(
         Source::Decided(plan, others) => (Vec::new(), scored_curve(others, &build, scorer, progress)?, build(plan)?),
     };
     let compiled = compiled.filter(|_| !options.dry_run);
-    let notes = notes(samples.as_deref());
-    Ok(Made { plan, compiled, calibration: Some(row), kept, curve, notes, samples })
+    Ok(Made { plan, compiled, calibration: Some(row), kept, curve, samples })
 }
 
 /// What would be done at other ratios, each as if it alone had been asked for; those out of reach are left out.

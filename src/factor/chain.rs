@@ -107,6 +107,16 @@ impl Factors {
         products.reduce(|a, b| a + b).unwrap_or_default()
     }
 
+    /// Changes every element.
+    pub(crate) fn map(&mut self, change: impl Fn(f32) -> f32) {
+        for factor in self.chains.iter_mut().flat_map(|c| &mut c.factors) {
+            match factor {
+                Factor::Shared(kernel) => kernel.mapv_inplace(&change),
+                Factor::Own(kernels) => kernels.iter_mut().for_each(|kernel| kernel.mapv_inplace(&change)),
+            }
+        }
+    }
+
     /// Whether every element is a number that f32 holds.
     #[must_use]
     pub fn is_finite(&self) -> bool {

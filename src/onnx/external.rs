@@ -181,7 +181,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path) -> Result<()> {
 }
 
 /// Every tensor that a graph stores, to be changed: those of [`tensors`].
-fn each_tensor(graph: &mut GraphProto, change: &mut dyn FnMut(&mut TensorProto)) {
+pub(super) fn each_tensor(graph: &mut GraphProto, change: &mut dyn FnMut(&mut TensorProto)) {
     let sparse = graph.sparse_initializer.iter_mut().filter_map(|s| s.values.as_mut());
     graph.initializer.iter_mut().chain(sparse).for_each(&mut *change);
     for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {

@@ -11,6 +11,7 @@ mod graph;
 mod model;
 #[cfg(feature = "verify")]
 mod normalisation;
+mod precision;
 pub(crate) mod proto;
 mod shapes;
 #[cfg(feature = "verify")]
@@ -29,7 +30,8 @@ pub(crate) use model::read_tensor;
 pub use model::{InputShape, Model, write_whole, writing};
 #[cfg(feature = "verify")]
 pub(crate) use normalisation::{PixelRange, pixel_range};
+pub(crate) use precision::Precision;
 pub(crate) use shapes::Resolutions;
 #[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};
-pub(crate) use tensor::{float_initializer, read_floats};
+pub(crate) use tensor::{float_initializer, initializer, read_floats};

@@ -1,5 +1,6 @@
 //! Tensors in and out of the file: checked sizes, raw and typed data, little endian.
 
+use super::Precision;
 use super::external::is_external;
 use super::proto::{TensorProto, tensor_proto::DataType};
 use crate::error::{Error, Result};
@@ -112,15 +113,7 @@ pub(super) fn read_elements(tensor: &TensorProto) -> Option<(Vec<usize>, Element
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| &raw[..]);
     let typed = &tensor.int32_data;
     let elements = match T::try_from(tensor.data_type()).ok()? {
-        T::Float => Elements::Floats(floats(tensor).collect()),
-        T::Double => {
-            let stored = raw.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b));
-            Elements::Floats(stored.chain(tensor.double_data.iter().copied()).map(|x| x as f32).collect())
-        }
-        T::Float16 => {
-            let stored = raw.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
-            Elements::Floats(stored.chain(typed.iter().map(|&x| x as u16)).map(half).collect())
-        }
+        T::Float | T::Double | T::Float16 | T::Bfloat16 => Elements::Floats(floats_of(tensor)),
         T::Uint8 => Elements::Bytes(raw.iter().copied().chain(typed.iter().map(|&x| x as u8)).collect()),
         T::Int8 | T::Bool => {
             let stored = raw.iter().map(|&b| i32::from(b.cast_signed()));
@@ -136,27 +129,48 @@ pub(super) fn read_elements(tensor: &TensorProto) -> Option<(Vec<usize>, Element
     Some((dims, elements))
 }
 
-/// An IEEE half by its bits.
-#[cfg(feature = "verify")]
-fn half(bits: u16) -> f32 {
-    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023) / 1024.0);
-    sign * match exponent {
-        0 => fraction * 2f32.powi(-14),
-        31 if fraction == 0.0 => f32::INFINITY,
-        31 => f32::NAN,
-        _ => (1.0 + fraction) * 2f32.powi(exponent - 15),
+/// Whether the elements are floating-point numbers of some type.
+pub(super) fn is_number(tensor: &TensorProto) -> bool {
+    Precision::of(tensor.data_type()).is_some()
+}
+
+/// The elements of a tensor of any floating-point type that passed [`check`], as float32.
+pub(super) fn floats_of(tensor: &TensorProto) -> Vec<f32> {
+    let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| &raw[..]);
+    let halves = || {
+        let stored = raw.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        stored.chain(tensor.int32_data.iter().map(|&x| x as u16))
+    };
+    match Precision::of(tensor.data_type()) {
+        Some(Precision::Single) => floats(tensor).collect(),
+        Some(Precision::Half) => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+        Some(Precision::Brain) => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        Some(Precision::Double) => {
+            let stored = raw.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b));
+            stored.chain(tensor.double_data.iter().copied()).map(|x| x as f32).collect()
+        }
+        None => Vec::new(),
     }
 }
 
 /// A float32 initializer with raw data.
 pub(crate) fn float_initializer(name: String, dims: &[usize], data: impl Iterator<Item = f32>) -> TensorProto {
+    initializer(name, dims, data, Precision::Single)
+}
+
+/// An initializer of a floating-point type, with raw data.
+pub(crate) fn initializer(
+    name: String,
+    dims: &[usize],
+    data: impl Iterator<Item = f32>,
+    precision: Precision,
+) -> TensorProto {
     let mut raw = Vec::with_capacity(4 * dims.iter().product::<usize>());
-    data.for_each(|x| raw.extend_from_slice(&x.to_le_bytes()));
+    data.for_each(|x| precision.store(x, &mut raw));
     TensorProto {
         name: Some(name),
         dims: dims.iter().map(|&d| d as i64).collect(),
-        data_type: Some(DataType::Float as i32),
+        data_type: Some(precision.data_type() as i32),
         raw_data: Some(Bytes::from(raw)),
         ..TensorProto::default()
     }

@@ -7,17 +7,18 @@
 //! Stride, dilation and pads go, axis by axis, to the factor that slides along that axis. The bias, with a batch norm
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
+mod patch;
 mod prune;
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Chain, Factor, Factors, Moment};
+use crate::factor::{self, Factors, Moment};
 use crate::onnx::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto,
-    attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+    GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Conv, Dense, Model, Namer, VERSION_KEY, float_initializer};
+use crate::onnx::{Conv, Dense, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
 use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy};
 use ndarray::Array4;
+use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -53,13 +54,6 @@ pub(crate) struct Amends {
     pub(crate) heads: Vec<(Dense, Vec<f32>)>,
 }
 
-/// What replaces one convolution.
-struct Patch {
-    /// The nodes, in order, in place of the convolution.
-    nodes: Vec<NodeProto>,
-    initializers: Vec<TensorProto>,
-}
-
 /// Decomposes as planned and rewrites the graph.
 ///
 /// # Errors
@@ -81,13 +75,14 @@ pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends
 
 /// The model that given factors and amends make.
 pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends: &Amends) -> Result<Model> {
+    let precision = model.kernel_precision().unwrap_or(Precision::Single);
     let mut proto = model.proto().clone();
     let ir_version = proto.ir_version();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
     let mut patches: HashMap<usize, Patch> = HashMap::new();
     for (index, (group, factors)) in plan.groups.iter().zip(factors).enumerate() {
-        let shared = shared_names(group, index, factors, &mut namer);
+        let parts = Parts { factors, shared: shared_names(group, index, factors, &mut namer), precision };
         for (at, &member) in group.members.iter().enumerate() {
             let conv = &plan.convs[member];
             let fits = graph
@@ -100,18 +95,49 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
                     conv.name
                 )));
             }
-            patches.insert(
-                conv.node,
-                patch(&graph.node[conv.node], conv, amends.biases.get(&member), factors, at, &shared, &mut namer),
-            );
+            let bias = amends.biases.get(&member);
+            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, at, &mut namer);
+            patches.insert(conv.node, patch);
         }
     }
     let before = Before::of(graph);
-    let added = amend(graph, plan, amends, &mut namer);
+    let added = amend(graph, plan, amends, precision, &mut namer);
     install(graph, plan, patches, added, ir_version);
     drop_unread(graph, &before);
     describe(&mut proto, plan);
     Ok(Model::from_proto(proto))
+}
+
+/// For a model whose kernels are not float32: the model to write, its factors and amends rounded to its own type, and the same in
+/// float32, with how far these factors are from the kernels.
+///
+/// # Errors
+/// [`Error::Numerical`] if a factor exceeds the type.
+pub(crate) fn narrowed(
+    original: &Model,
+    wide: &Model,
+    plan: &Plan,
+    compiled: Compiled,
+    precision: Precision,
+) -> Result<(Model, Compiled)> {
+    let Compiled { mut factors, mut amends, .. } = compiled;
+    factors.iter_mut().for_each(|f| f.map(|x| precision.round(x)));
+    amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
+    for (head, bias) in &mut amends.heads {
+        head.weight.mapv_inplace(|x| f64::from(precision.round(x as f32)));
+        bias.iter_mut().for_each(|x| *x = precision.round(*x));
+    }
+    if let Some((group, _)) = plan.groups.iter().zip(&factors).find(|(_, f)| !f.is_finite()) {
+        let reason = format!("its factors exceed {}", precision.data_type().as_str_name());
+        return Err(Error::Numerical { what: group.group.clone(), reason });
+    }
+    let written = rewritten(original, plan, &factors, &amends)?;
+    let compiled = assemble(wide, plan, factors, amends)?;
+    // What is verified is what is written.
+    Ok(match written.in_f32() {
+        Some(model) => (written, Compiled { model, ..compiled }),
+        None => (written, compiled),
+    })
 }
 
 /// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the
@@ -126,29 +152,41 @@ pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Mode
             (conv, factors.reconstruct(at), new_bias(conv, compiled.amends.biases.get(&member)))
         })
     });
-    with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, namer))
+    with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, Precision::Single, namer))
 }
 
 /// Gives convolutions left whole and layers at the outputs their new parameters; the initializers that hold them.
-fn amend(graph: &mut GraphProto, plan: &Plan, amends: &Amends, namer: &mut Namer) -> Vec<TensorProto> {
+fn amend(
+    graph: &mut GraphProto,
+    plan: &Plan,
+    amends: &Amends,
+    precision: Precision,
+    namer: &mut Namer,
+) -> Vec<TensorProto> {
     let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
     let whole = amends.biases.iter().filter(|(m, _)| !decomposed.contains(m));
     let mut added: Vec<TensorProto> =
-        whole.filter_map(|(&m, bias)| set_bias(graph, &plan.convs[m], bias, namer)).collect();
+        whole.filter_map(|(&m, bias)| set_bias(graph, &plan.convs[m], bias, precision, namer)).collect();
     for (head, bias) in &amends.heads {
         let Some([_, weight, place]) = graph.node.get_mut(head.node).map(|n| &mut n.input[..]) else { continue };
         *weight = namer.fresh(&format!("{}/jmd_weight", head.name));
         *place = namer.fresh(&format!("{}/jmd_bias", head.name));
         let stored = if head.transposed { head.weight.t() } else { head.weight.view() };
-        added.push(float_initializer(weight.clone(), stored.shape(), stored.iter().map(|&x| x as f32)));
-        added.push(float_initializer(place.clone(), &[bias.len()], bias.iter().copied()));
+        added.push(initializer(weight.clone(), stored.shape(), stored.iter().map(|&x| x as f32), precision));
+        added.push(initializer(place.clone(), &[bias.len()], bias.iter().copied(), precision));
     }
     added
 }
 
 /// Gives a convolution left whole another constant in its output: its own bias, or that of its batch norm. The new initializer, if
 /// there is such a place.
-fn set_bias(graph: &mut GraphProto, conv: &Conv, bias: &[f32], namer: &mut Namer) -> Option<TensorProto> {
+fn set_bias(
+    graph: &mut GraphProto,
+    conv: &Conv,
+    bias: &[f32],
+    precision: Precision,
+    namer: &mut Namer,
+) -> Option<TensorProto> {
     let (node, values) = match (&conv.batch_norm, conv.effective_bias()) {
         (Some(norm), Some(old)) => {
             let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, &new), old)| (b + f64::from(new) - old) as f32);
@@ -158,7 +196,7 @@ fn set_bias(graph: &mut GraphProto, conv: &Conv, bias: &[f32], namer: &mut Namer
     };
     let place = graph.node.get_mut(node)?.input.get_mut(2)?;
     *place = namer.fresh(&format!("{}/jmd_bias", conv.name));
-    Some(float_initializer(place.clone(), &[values.len()], values.into_iter()))
+    Some(initializer(place.clone(), &[values.len()], values.into_iter(), precision))
 }
 
 /// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out; `also`
@@ -249,160 +287,6 @@ fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f6
 
 /// Turns between the two halves of a calibrated chain.
 const SWEEPS: usize = 6;
-
-/// Places within a chain, for names.
-const PLACES: [&str; 3] = ["first", "second", "third"];
-
-/// `first`, or `a_first` when there are several chains.
-fn place(factors: &Factors, chain: usize, factor: usize) -> String {
-    let place = PLACES.get(factor).map_or_else(|| format!("factor{}", factor + 1), |p| (*p).to_owned());
-    match factors.chains.len() {
-        1 => place,
-        _ => format!("{}_{place}", char::from(b'a' + (chain % 26) as u8)),
-    }
-}
-
-/// Names of the shared factors of a group, by chain and factor.
-fn shared_names(
-    group: &GroupPlan,
-    index: usize,
-    factors: &Factors,
-    namer: &mut Namer,
-) -> HashMap<(usize, usize), String> {
-    let mut names = HashMap::new();
-    for (c, chain) in factors.chains.iter().enumerate() {
-        for (f, factor) in chain.factors.iter().enumerate() {
-            if matches!(factor, Factor::Shared(_)) {
-                let wanted = format!("{}_{}/jmd_shared_{}", group.group, index + 1, place(factors, c, f));
-                names.insert((c, f), namer.fresh(&wanted));
-            }
-        }
-    }
-    names
-}
-
-fn patch(
-    node: &NodeProto,
-    conv: &Conv,
-    given: Option<&Vec<f32>>,
-    factors: &Factors,
-    member: usize,
-    shared: &HashMap<(usize, usize), String>,
-    namer: &mut Namer,
-) -> Patch {
-    let mut patch = Patch { nodes: Vec::new(), initializers: Vec::new() };
-    let own = new_bias(conv, given).map(|values| {
-        let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
-        patch.initializers.push(float_initializer(name.clone(), &[conv.shape[0]], values.into_iter()));
-        name
-    });
-    let bias = own.or_else(|| conv.bias.clone());
-    let mut sums = Vec::new();
-    for (c, chain) in factors.chains.iter().enumerate() {
-        let mut value = conv.input.clone();
-        for (f, factor) in chain.factors.iter().enumerate() {
-            let place = place(factors, c, f);
-            let kernel = factor.of(member);
-            let weight = match shared.get(&(c, f)) {
-                Some(name) => name.clone(),
-                None => {
-                    let name = namer.fresh(&format!("{}/jmd_{place}", conv.kernel_name));
-                    patch.initializers.push(initializer(name.clone(), kernel));
-                    name
-                }
-            };
-            // The first member of a shared factor brings it along.
-            if let (Some(name), Factor::Shared(kernel), 0) = (shared.get(&(c, f)), factor, member) {
-                patch.initializers.push(initializer(name.clone(), kernel));
-            }
-            let last = f + 1 == chain.factors.len();
-            let output = if last && factors.chains.len() == 1 {
-                conv.output.clone()
-            } else {
-                namer.fresh(&format!("{}/jmd_{place}", conv.output))
-            };
-            let mut input = vec![value, weight];
-            input.extend(bias.clone().filter(|_| last && c == 0));
-            patch.nodes.push(NodeProto {
-                input,
-                output: vec![output.clone()],
-                name: Some(namer.fresh(&format!("{}/jmd_{place}", conv.name))),
-                op_type: Some("Conv".into()),
-                domain: node.domain.clone(),
-                attribute: attributes(conv, chain, member, f),
-                ..NodeProto::default()
-            });
-            value = output;
-        }
-        sums.push(value);
-    }
-    if sums.len() > 1 {
-        let add = |a: String, b: String, output: String, name: String| NodeProto {
-            input: vec![a, b],
-            output: vec![output],
-            name: Some(name),
-            op_type: Some("Add".into()),
-            domain: node.domain.clone(),
-            ..NodeProto::default()
-        };
-        let count = sums.len();
-        let mut sums = sums.into_iter();
-        let mut total = sums.next().unwrap_or_default();
-        for (at, term) in sums.enumerate() {
-            let output =
-                if at + 2 == count { conv.output.clone() } else { namer.fresh(&format!("{}/jmd_sum", conv.output)) };
-            let name = namer.fresh(&format!("{}/jmd_add", conv.name));
-            patch.nodes.push(add(total, term, output.clone(), name));
-            total = output;
-        }
-    }
-    // What was written about the convolution stays with the node that gives its result.
-    if let Some(last) = patch.nodes.last_mut() {
-        last.doc_string.clone_from(&node.doc_string);
-        last.metadata_props.clone_from(&node.metadata_props);
-    }
-    patch
-}
-
-fn initializer(name: String, kernel: &Array4<f32>) -> TensorProto {
-    float_initializer(name, kernel.shape(), kernel.iter().copied())
-}
-
-/// Attributes of one factor: it takes stride, dilation and pads of the axes that it carries.
-fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<AttributeProto> {
-    let extent = |f: usize, axis: usize| chain.factors[f].of(member).shape()[2 + axis];
-    let carries = |axis: usize| {
-        // An axis of extent one everywhere goes to the first factor: a stride is cheapest there.
-        let carrier = (0..chain.factors.len()).find(|&f| extent(f, axis) > 1).unwrap_or(0);
-        carrier == factor
-    };
-    let pick = |values: [usize; 2], otherwise: usize| [0, 1].map(|a| if carries(a) { values[a] } else { otherwise });
-    let [top, left, bottom, right] = conv.pads.unwrap_or_default();
-    let begin = pick([top, left], 0);
-    let end = pick([bottom, right], 0);
-    let ints = |name: &str, values: &[usize]| AttributeProto {
-        name: Some(name.into()),
-        r#type: Some(AttributeType::Ints as i32),
-        ints: values.iter().map(|&v| v as i64).collect(),
-        ..AttributeProto::default()
-    };
-    let padding = match &conv.auto_pad {
-        // Each axis is resolved by the factor that slides over it; along an axis of extent one nothing is padded.
-        Some(mode) => AttributeProto {
-            name: Some("auto_pad".into()),
-            r#type: Some(AttributeType::String as i32),
-            s: Some(mode.as_bytes().to_vec()),
-            ..AttributeProto::default()
-        },
-        None => ints("pads", &[begin[0], begin[1], end[0], end[1]]),
-    };
-    vec![
-        ints("dilations", &pick(conv.dilations, 1)),
-        ints("kernel_shape", &[extent(factor, 0), extent(factor, 1)]),
-        padding,
-        ints("strides", &pick(conv.strides, 1)),
-    ]
-}
 
 /// Puts the patches in and takes the folded batch norms out.
 fn install(

@@ -1,0 +1,123 @@
+//! Models in other floating-point types than float32: everything is decided, fitted and run on a copy in float32, which holds
+//! float16 and bfloat16 exactly; what is written keeps the type.
+
+use super::external::each_tensor;
+use super::proto::{
+    AttributeProto, GraphProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType,
+    type_proto,
+};
+use super::tensor::{floats_of, is_number};
+use super::{Graph, Model, is_standard};
+use bytes::Bytes;
+use half::{bf16, f16};
+
+/// A floating-point type that kernels are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Precision {
+    Half,
+    Brain,
+    Single,
+    Double,
+}
+
+impl Precision {
+    pub(crate) fn of(data_type: i32) -> Option<Self> {
+        Some(match DataType::try_from(data_type).ok()? {
+            DataType::Float16 => Self::Half,
+            DataType::Bfloat16 => Self::Brain,
+            DataType::Float => Self::Single,
+            DataType::Double => Self::Double,
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn data_type(self) -> DataType {
+        match self {
+            Self::Half => DataType::Float16,
+            Self::Brain => DataType::Bfloat16,
+            Self::Single => DataType::Float,
+            Self::Double => DataType::Double,
+        }
+    }
+
+    /// The nearest number that this type holds; of float64 that of float32.
+    pub(crate) fn round(self, x: f32) -> f32 {
+        match self {
+            Self::Half => f16::from_f32(x).to_f32(),
+            Self::Brain => bf16::from_f32(x).to_f32(),
+            Self::Single | Self::Double => x,
+        }
+    }
+
+    /// A number as it is stored.
+    pub(super) fn store(self, x: f32, into: &mut Vec<u8>) {
+        match self {
+            Self::Half => into.extend(f16::from_f32(x).to_le_bytes()),
+            Self::Brain => into.extend(bf16::from_f32(x).to_le_bytes()),
+            Self::Single => into.extend(x.to_le_bytes()),
+            Self::Double => into.extend(f64::from(x).to_le_bytes()),
+        }
+    }
+}
+
+impl Model {
+    /// The type of all convolution kernels that are constants; none where there are several.
+    pub(crate) fn kernel_precision(&self) -> Option<Precision> {
+        let graph = Graph::new(self).ok()?;
+        let convs = graph.nodes().iter().filter(|n| n.op_type() == "Conv" && is_standard(n));
+        let kernels = convs.filter_map(|n| graph.constant(n.input.get(1)?)).map(|t| Precision::of(t.data_type()));
+        let mut kinds = kernels.collect::<Option<Vec<_>>>()?;
+        kinds.dedup();
+        match kinds[..] {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// The same model in float32, if its kernels are all of another floating-point type. Values of that type become float32, and
+    /// so do casts to it.
+    #[must_use]
+    pub fn in_f32(&self) -> Option<Self> {
+        let from = self.kernel_precision().filter(|p| *p != Precision::Single)?.data_type() as i32;
+        let mut proto = self.proto().clone();
+        widen(proto.graph.as_mut()?, from);
+        Some(Self::from_proto(proto))
+    }
+}
+
+/// Tensors, values and casts of one type as float32.
+fn widen(graph: &mut GraphProto, from: i32) {
+    let single = DataType::Float as i32;
+    each_tensor(graph, &mut |tensor| {
+        if tensor.data_type() == from && is_number(tensor) {
+            let raw: Vec<u8> = floats_of(tensor).into_iter().flat_map(f32::to_le_bytes).collect();
+            tensor.data_type = Some(single);
+            tensor.raw_data = Some(Bytes::from(raw));
+            tensor.int32_data.clear();
+            tensor.double_data.clear();
+        }
+    });
+    widen_values(graph, from);
+}
+
+/// Declared values and casts, in subgraphs too.
+fn widen_values(graph: &mut GraphProto, from: i32) {
+    let single = DataType::Float as i32;
+    let values = graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info);
+    values.filter_map(tensor_type).filter(|t| t.elem_type() == from).for_each(|t| t.elem_type = Some(single));
+    for node in &mut graph.node {
+        let names_a_type = |a: &AttributeProto| {
+            matches!(a.name(), "to" | "dtype") && a.r#type() == AttributeType::Int && a.i() == i64::from(from)
+        };
+        node.attribute.iter_mut().filter(|a| names_a_type(a)).for_each(|a| a.i = Some(i64::from(single)));
+        let attributes = node.attribute.iter_mut();
+        attributes.flat_map(|a| a.g.iter_mut().chain(&mut a.graphs)).for_each(|g| widen_values(g, from));
+    }
+}
+
+fn tensor_type(value: &mut ValueInfoProto) -> Option<&mut type_proto::Tensor> {
+    match value.r#type.as_mut() {
+        Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), .. }) => Some(tensor),
+        _ => None,
+    }
+}

@@ -1,0 +1,91 @@
+//! Kernels in float16, bfloat16 and float64: decided and run in float32, written in their own type.
+
+mod support;
+
+use half::{bf16, f16};
+use support::proto::{ModelProto, type_proto};
+use support::scene::Scene;
+use support::{decode, small_resnet};
+
+const FLOAT16: i32 = 10;
+const BFLOAT16: i32 = 16;
+const DOUBLE: i32 = 11;
+
+/// A model with all its float32 tensors and values in another type.
+fn cast(model: &[u8], to: i32) -> ModelProto {
+    let mut model = decode(model);
+    let graph = model.graph.as_mut().unwrap();
+    for tensor in graph.initializer.iter_mut().filter(|t| t.data_type() == 1) {
+        let raw = tensor.raw_data.take().unwrap_or_default();
+        let raw = raw.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+        let values: Vec<f32> = raw.chain(tensor.float_data.drain(..)).collect();
+        let bytes = values.into_iter().flat_map(|x| match to {
+            FLOAT16 => f16::from_f32(x).to_le_bytes().to_vec(),
+            BFLOAT16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+            _ => f64::from(x).to_le_bytes().to_vec(),
+        });
+        tensor.raw_data = Some(bytes.collect::<Vec<u8>>().into());
+        tensor.data_type = Some(to);
+    }
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().and_then(|t| t.value.as_mut()) {
+            tensor.elem_type = Some(to);
+        }
+    }
+    model
+}
+
+fn difference(scene: &Scene, a: &str, b: &str) -> f64 {
+    let found: serde_json::Value =
+        serde_json::from_str(&scene.succeeds(&format!("verify {a} {b} -q --json -"))).unwrap();
+    found["largest_difference"].as_f64().unwrap()
+}
+
+#[test]
+fn factors_are_written_in_the_type_of_the_kernels() {
+    for (to, tolerance) in [(FLOAT16, 5e-3), (BFLOAT16, 5e-2), (DOUBLE, 1e-5)] {
+        let scene = Scene::new(&small_resnet(3));
+        std::fs::write(scene.path("other.onnx"), prost::Message::encode_to_vec(&cast(&small_resnet(3), to))).unwrap();
+        // Other types are compared in float32, too.
+        assert!(difference(&scene, "in.onnx", "other.onnx") < tolerance, "{to}");
+        for options in ["--scheme ljsvd --calib none", "--calib drawn --calib-samples 20"] {
+            scene.succeeds(&format!("in.onnx single.onnx --ratio 1.6 {options} -q"));
+            let text = scene.succeeds(&format!("other.onnx out.onnx --ratio 1.6 {options}"));
+            assert!(text.contains("the factors are written so"), "{text}");
+            let written = decode(&scene.read("out.onnx")).graph.unwrap();
+            let floats = written.initializer.iter().filter(|t| [1, FLOAT16, BFLOAT16, DOUBLE].contains(&t.data_type()));
+            assert!(floats.clone().count() > 8 && floats.clone().all(|t| t.data_type() == to), "{to}");
+            assert!(written.initializer.iter().any(|t| t.name().contains("jmd_")));
+            let found = difference(&scene, "single.onnx", "out.onnx");
+            assert!(found < 4.0 * tolerance, "{to} {options}: {found}");
+        }
+        let inspected = scene.succeeds("inspect other.onnx");
+        assert!(inspected.contains("Groups") && !inspected.contains("only FLOAT"), "{inspected}");
+    }
+}
+
+#[test]
+fn a_model_that_mixes_types_keeps_the_others_whole() {
+    let mut model = decode(&small_resnet(3));
+    let halves = cast(&small_resnet(3), FLOAT16).graph.unwrap();
+    let graph = model.graph.as_mut().unwrap();
+    let odd = graph.node.iter().find(|n| n.op_type() == "Conv").unwrap().input[1].clone();
+    let at = graph.initializer.iter().position(|t| t.name() == odd).unwrap();
+    graph.initializer[at] = halves.initializer[at].clone();
+    let scene = Scene::new(&prost::Message::encode_to_vec(&model));
+    let text = scene.succeeds("in.onnx out.onnx --ratio 1.5 --no-verify");
+    assert!(text.contains("its kernel is FLOAT16"), "{text}");
+}
+
+#[test]
+fn what_the_type_cannot_hold_is_refused() {
+    let mut model = decode(&small_resnet(3));
+    for tensor in &mut model.graph.as_mut().unwrap().initializer {
+        let raw = tensor.raw_data.take().unwrap_or_default();
+        let raw = raw.chunks(4).map(|x| f32::from_le_bytes(x.try_into().unwrap()));
+        tensor.float_data = raw.chain(tensor.float_data.drain(..)).map(|x| 3e5 * x).collect();
+    }
+    let scene = Scene::new(&prost::Message::encode_to_vec(&cast(&prost::Message::encode_to_vec(&model), FLOAT16)));
+    // Some of the weights are infinite already.
+    assert!(scene.fails("in.onnx out.onnx --ratio 1.6", 3).contains("NaN or infinite"));
+}
