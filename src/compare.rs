@@ -75,7 +75,7 @@ pub struct OutputRow {
 ///
 /// # Errors
 /// [`Error::Options`] if inputs or outputs of the two differ in number or shape, [`Error::Images`] if images do not fit,
-/// [`Error::Unavailable`] if tract cannot run one, [`Error::Gate`] if a bound is not kept.
+/// [`Error::Unavailable`] if tract cannot run one. Bounds are not checked: see [`Comparison::check`].
 pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listener<'_>) -> Result<Comparison> {
     let progress = Progress::new(progress);
     if options.max_difference.is_some_and(|most| most.is_nan() || most < 0.0) {
@@ -86,13 +86,18 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
     // tract runs other types slowly or not at all.
     let wide = (a.in_f32(), b.in_f32());
     let (a, b) = (wide.0.as_ref().unwrap_or(a), wide.1.as_ref().unwrap_or(b));
-    let fed = inputs(a, &options.inputs.input_shapes)?;
-    alike(&fed, &inputs(b, &options.inputs.input_shapes)?)?;
+    let given = &options.inputs.input_shapes;
+    a.check_shape_names(given)?;
+    let (fed, others) = (inputs(a, given)?, inputs(b, given)?);
+    let order = paired(&names(&fed), &names(&others));
+    alike(&fed, &others, &order)?;
+    let outputs_order = paired(&a.outputs(), &b.outputs());
     let samples = options.images.as_ref().map(|images| images.fit(a, &shapes(&fed), None)).transpose()?;
     samples.iter().filter_map(|s| s.assumed()).for_each(|line| progress.say(line));
     let drawn = if samples.is_none() { draw(&fed, options.inputs.inputs, options.inputs.seed) } else { Vec::new() };
     let count = samples.as_ref().map_or(drawn.len(), Samples::len);
-    let (first, second) = (Runner::load(a, &fed, "the first model")?, Runner::load(b, &fed, "the second model")?);
+    let first = Runner::load(a, &fed, "the first model")?;
+    let second = Runner::load(b, &others, "the second model")?;
     let portions = progress.items("comparing", count.div_ceil(PORTION));
     let (mut tally, mut right) = (Tally::default(), [0usize; 2]);
     for start in (0..count).step_by(PORTION) {
@@ -101,7 +106,17 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
             Some(samples) => samples.feeds(portion.clone())?,
             None => drawn[portion.clone()].to_vec(),
         };
-        let outputs = [first.run_all(&feeds)?, second.run_all(&feeds)?];
+        let ordered = |feed: &Feed| -> Feed { order.iter().map(|&at| feed[at].clone()).collect() };
+        let theirs: Vec<Feed> = feeds.iter().map(ordered).collect();
+        let mut outputs = [first.run_all(&feeds)?, second.run_all(&theirs)?];
+        if outputs[1].iter().all(|each| each.len() == outputs_order.len()) {
+            // In the order of the first model.
+            let placed = |each: &Vec<ArrayD<f32>>| {
+                let place = |at: usize| outputs_order.iter().position(|o| *o == at).unwrap_or(at);
+                (0..each.len()).map(|at| each[place(at)].clone()).collect()
+            };
+            outputs[1] = outputs[1].iter().map(placed).collect();
+        }
         if let Some(labels) = samples.as_ref().and_then(Samples::labels) {
             for (right, outputs) in right.iter_mut().zip(&outputs) {
                 *right += right_classes(&classes(outputs, "--labels")?, &labels[portion.clone()]);
@@ -125,26 +140,28 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
         parameters: sizes.0,
         file_bytes: sizes.1,
     };
-    options.gates.check(Some(found.approximation), found.approximation.agreement, BEYOND)?;
-    match options.max_difference {
-        Some(most) if found.largest_difference > most => Err(Error::Gate {
-            measure: "the largest difference",
-            found: format!("{:.2e}", found.largest_difference),
-            asked: format!("{most:e} at most"),
-            advice: BEYOND,
-        }),
-        _ => Ok(found),
-    }
+    Ok(found)
+}
+
+fn names(inputs: &[Input]) -> Vec<String> {
+    inputs.iter().map(|i| i.name.clone()).collect()
+}
+
+/// For each of the second names its place among the first: by name where both have the same, else by position.
+fn paired(first: &[String], second: &[String]) -> Vec<usize> {
+    let by_name = second.iter().map(|name| first.iter().position(|other| other == name));
+    let by_name: Option<Vec<usize>> = by_name.collect();
+    by_name.filter(|_| first.len() == second.len()).unwrap_or_else(|| (0..second.len()).collect())
 }
 
 /// Refuses models that cannot be fed the same.
-fn alike(a: &[Input], b: &[Input]) -> Result<()> {
+fn alike(a: &[Input], b: &[Input], order: &[usize]) -> Result<()> {
     let told = |inputs: &[Input]| {
-        let each: Vec<String> = inputs.iter().map(|i| format!("'{}' {:?}", i.name, i.dims)).collect();
-        each.join(", ")
+        let each = inputs.iter().map(|i| format!("'{}' {:?} {:?}", i.name, i.datum_type, i.dims));
+        each.collect::<Vec<String>>().join(", ")
     };
-    let same = a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x.dims == y.dims && x.datum_type == y.datum_type);
-    if same {
+    let equal = |(y, &at): (&Input, &usize)| a[at].dims == y.dims && a[at].datum_type == y.datum_type;
+    if a.len() == b.len() && b.iter().zip(order).all(equal) {
         return Ok(());
     }
     let (a, b) = (told(a), told(b));
@@ -152,6 +169,23 @@ fn alike(a: &[Input], b: &[Input]) -> Result<()> {
 }
 
 impl Comparison {
+    /// Holds what was found against the bounds that were set.
+    ///
+    /// # Errors
+    /// [`Error::Gate`] if one is not kept, [`Error::Options`] if one is on classes and the models give none.
+    pub fn check(&self, options: &CompareOptions) -> Result<()> {
+        options.gates.check(Some(self.approximation), self.approximation.agreement, BEYOND)?;
+        match options.max_difference {
+            Some(most) if self.largest_difference > most => Err(Error::Gate {
+                measure: "the largest difference",
+                found: figure(self.largest_difference),
+                asked: format!("at most {most}"),
+                advice: BEYOND,
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// The comparison as JSON, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
@@ -284,6 +318,8 @@ struct Sums {
     noise: f64,
     inner: f64,
     energy: f64,
+    /// Values that are numbers in one and none in the other.
+    broken: u64,
 }
 
 impl Tally {
@@ -325,6 +361,7 @@ impl Tally {
         let (signal, noise, energy) = (sum(|s| s.signal), sum(|s| s.noise), sum(|s| s.energy));
         let scores = !self.other && self.answers > 0;
         Approximation {
+            broken: self.outputs.iter().map(|s| s.broken).sum(),
             relative_error: if signal > 0.0 { (noise / signal).sqrt() } else { noise.sqrt() },
             snr_db: (noise > 0.0).then(|| 10.0 * (signal / noise).log10()),
             cosine: if signal > 0.0 && energy > 0.0 { sum(|s| s.inner) / (signal * energy).sqrt() } else { 0.0 },
@@ -337,14 +374,17 @@ impl Sums {
     fn add(&mut self, x: &ArrayD<f32>, y: &ArrayD<f32>) {
         if x.shape() != y.shape() {
             self.difference = f64::INFINITY;
+            self.broken += 1;
             return;
         }
         for (p, q) in x.iter().zip(y).map(|(&p, &q)| (f64::from(p), f64::from(q))) {
             // Where either is no number there is nothing to measure: the same infinity, or no number in both, is agreement, only
             // one of them is not.
             if !p.is_finite() || !q.is_finite() {
-                let equal = p == q || (p.is_nan() && q.is_nan());
-                self.difference = if equal { self.difference } else { f64::INFINITY };
+                if p != q && !(p.is_nan() && q.is_nan()) {
+                    self.difference = f64::INFINITY;
+                    self.broken += 1;
+                }
                 continue;
             }
             self.difference = self.difference.max((p - q).abs());

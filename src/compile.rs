@@ -146,6 +146,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     report.calibration = made.calibration;
     report.agreement_curve = made.kept;
     if let Some(replay) = &options.replay {
+        report.plan = Some(replay.file.path().display().to_string());
         report.notes = replay.notes(original, made.samples.as_deref());
     }
     if let (Some(_), Some(precision)) = (&wide, original.kernel_precision()) {
@@ -182,8 +183,14 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     if let Some(pictures) = &mut pictures {
         progress.stage("drawing", "following the error through the network");
         pictures.diagrams = Diagram::all(model, &grouping, &made.plan, &compiled);
-        let feeds = options.traced(model, scored.as_ref())?;
-        pictures.trace = trace(model, &made.plan, &compiled.model, &feeds, shapes)?;
+        let traced = options
+            .traced(model, scored.as_ref())
+            .and_then(|(feeds, what)| Ok((trace(model, &made.plan, &compiled.model, &feeds, shapes)?, what)));
+        match traced {
+            Ok((rows, what)) => (pictures.trace, pictures.traced) = (rows, what),
+            // The page is no less without it.
+            Err(reason) => report.notes.push(format!("the error was not followed through the network: {reason}")),
+        }
         let ratio = report.totals.parameters.ratio;
         pictures.curve.extend(report.score.map(|score| CurvePoint { ratio, score }));
         pictures.curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
@@ -202,6 +209,15 @@ fn remark(original: &Model, options: &Options, report: &mut Report) {
         let note = "the input holds fields that this version of the format does not have; they are not in the output";
         report.notes.push(note.into());
     }
+    let larger = report.groups.iter().filter(|g| g.parameters_after > g.parameters_before);
+    let larger: Vec<&str> = larger.map(|g| g.group.as_str()).collect();
+    if !larger.is_empty() {
+        report.notes.push(format!("by the plan, groups take more parameters than they had: {}", larger.join(", ")));
+    }
+    let ratio = report.totals.parameters.ratio;
+    if let Some(asked) = report.ratio.filter(|asked| options.replay.is_some() && (ratio / asked - 1.0).abs() > 0.05) {
+        report.notes.push(format!("by the plan the ratio is {ratio:.2}, not the {asked:.2} that its options speak of"));
+    }
     let decided_now = || options.replay.is_none();
     if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked && decided_now()) {
         report.notes.push(format!(
@@ -219,15 +235,17 @@ fn remark(original: &Model, options: &Options, report: &mut Report) {
 const TRACED: usize = 8;
 
 impl Options {
-    /// Some inputs on which the error is followed: of the images, of what was calibrated on, or drawn as for verification.
-    fn traced(&self, model: &Model, images: Option<&Samples>) -> Result<Vec<Feed>> {
+    /// Some inputs on which the error is followed, and what they are: of the images, of what was calibrated on, or drawn as for verification.
+    fn traced(&self, model: &Model, images: Option<&Samples>) -> Result<(Vec<Feed>, String)> {
         let few = |samples: &Samples| samples.feeds(0..samples.len().min(TRACED));
         let inputs = fixed(model, &self.groups.input_shapes)?;
-        match (images, &self.calibration) {
-            (Some(images), _) => few(images),
-            (None, Some(on)) => few(&on.images.fit(model, &named(&inputs), Some(TRACED))?),
-            (None, None) => Ok(draw(&inputs, TRACED, self.verify.as_ref().map_or(0, |v| v.seed))),
-        }
+        Ok(match (images, &self.calibration) {
+            (Some(images), _) => (few(images)?, "the first images".into()),
+            (None, Some(on)) => {
+                (few(&on.images.fit(model, &named(&inputs), Some(TRACED))?)?, "the first calibration samples".into())
+            }
+            (None, None) => (draw(&inputs, TRACED, self.verify.as_ref().map_or(0, |v| v.seed)), "seeded noise".into()),
+        })
     }
 
     /// Whether a part of the calibration samples is held out: to search by, or because a replayed plan's were.
@@ -253,15 +271,7 @@ impl Options {
                 return Err(Error::Options("--max-drop needs calibration: leave out --calib none".into()));
             }
         }
-        let inputs = model.inputs();
-        for name in self.groups.input_shapes.iter().filter_map(|s| s.name.as_ref()) {
-            if inputs.iter().all(|i| i.0 != *name) {
-                let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-                let known = known.join(", ");
-                return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")));
-            }
-        }
-        Ok(())
+        model.check_shape_names(&self.groups.input_shapes)
     }
 }
 
@@ -301,6 +311,10 @@ impl Gates {
     ) -> Result<()> {
         let gate = |measure: &'static str, found: String, asked: String| Error::Gate { measure, found, asked, advice };
         if let Some(least) = self.min_snr {
+            if let Some(broken) = approximation.map(|a| a.broken).filter(|broken| *broken > 0) {
+                let found = format!("not defined, as {broken} values are finite in one and not in the other");
+                return Err(gate("the signal-to-noise ratio", found, format!("{least} dB")));
+            }
             let snr = approximation.map_or(f64::INFINITY, |a| a.snr_db.unwrap_or(f64::INFINITY));
             if snr < least {
                 return Err(gate("the signal-to-noise ratio", format!("{snr:.2} dB"), format!("{least} dB")));

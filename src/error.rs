@@ -108,7 +108,7 @@ pub enum Error {
     },
     /// tract does not run the model.
     #[error(
-        "tract cannot run {what}: {reason}; nothing was verified and nothing written (--no-verify writes without proof)"
+        "tract cannot run {what}: {reason}; nothing was verified and nothing written (to compress without proof: --no-verify)"
     )]
     Unavailable {
         /// Which model.

@@ -83,9 +83,7 @@ fn compressed(job: CompressJob) -> Result<()> {
         ("--report", job.report.as_ref()),
         ("--json", json),
     ];
-    let replayed = job.options.replay.as_ref().map(|replay| replay.file.path());
-    let inputs: Vec<&Path> = std::iter::once(job.input.as_path()).chain(replayed).collect();
-    check_outputs(&inputs, &targets)?;
+    check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", job.input.display()));
     let model = Model::open(&job.input)?;
     let compilation = compile(&model, &job.options, &progress)?;
@@ -122,7 +120,7 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
 /// `onnx-jmd inspect`.
 fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    check_outputs(&[&job.model], &[("--json", file(&job.output.json))])?;
+    check_outputs([&job.model], &[("--json", file(&job.output.json))])?;
     progress(&format!("reading {}", job.model.display()));
     let found = inspect(&Model::open(&job.model)?, &job.groups)?;
     tell(&job.output, || found.to_json(), &found)
@@ -131,10 +129,12 @@ fn inspected(job: &InspectJob) -> Result<()> {
 /// `onnx-jmd verify`.
 fn verified(job: &VerifyJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    check_outputs(&[&job.first, &job.second], &[("--json", file(&job.output.json))])?;
+    check_outputs([&job.first, &job.second].into_iter().chain(&job.read), &[("--json", file(&job.output.json))])?;
     progress(&format!("reading {} and {}", job.first.display(), job.second.display()));
     let found = compare(&Model::open(&job.first)?, &Model::open(&job.second)?, &job.options, &progress)?;
-    tell(&job.output, || found.to_json(), &found)
+    // What was found is told whether it is near enough or not.
+    tell(&job.output, || found.to_json(), &found)?;
+    found.check(&job.options)
 }
 
 /// The file of an option that may name standard output.
@@ -169,33 +169,39 @@ fn print(tables: &impl Display) -> std::io::Result<()> {
 }
 
 /// Refuses, before any work, files to write that are an input, or each other, or cannot be there.
-fn check_outputs(inputs: &[&Path], targets: &[(&str, Option<&PathBuf>)]) -> Result<()> {
-    let mut before: Vec<(&str, &PathBuf)> = Vec::new();
+fn check_outputs<'p>(
+    inputs: impl IntoIterator<Item = &'p PathBuf>,
+    targets: &[(&str, Option<&PathBuf>)],
+) -> Result<()> {
+    let read: Vec<PathBuf> = inputs.into_iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    let mut before: Vec<(&str, PathBuf)> = Vec::new();
     for &(name, path) in targets {
         let Some(path) = path else { continue };
-        for input in inputs {
-            check_output(input, path)?;
+        let place = place(path)?;
+        if read.contains(&place) {
+            return Err(Error::Options(format!("the output {} is an input: name another file", path.display())));
         }
-        if let Some((other, _)) = before.iter().find(|(_, p)| *p == path) {
+        if let Some((other, _)) = before.iter().find(|(_, p)| *p == place) {
             return Err(Error::Options(format!("{name} and {other} are one file, {}: name another", path.display())));
         }
-        before.push((name, path));
+        before.push((name, place));
     }
     Ok(())
 }
 
-/// Refuses an output that is the input or cannot be there.
-fn check_output(input: &Path, output: &Path) -> Result<()> {
-    if let (Ok(a), Ok(b)) = (std::fs::canonicalize(input), std::fs::canonicalize(output))
-        && a == b
-    {
-        return Err(Error::Options(format!("the output {} is the input: name another file", output.display())));
+/// Where a file to write really is, links followed; refused if it cannot be there.
+fn place(path: &Path) -> Result<PathBuf> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    if path.is_dir() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
     }
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let metadata = std::fs::metadata(folder).map_err(|source| Error::Write { path: output.to_owned(), source })?;
-    if !metadata.is_dir() {
-        let source = std::io::Error::from(std::io::ErrorKind::NotADirectory);
-        return Err(Error::Write { path: output.to_owned(), source });
+    if let Ok(existing) = std::fs::canonicalize(path) {
+        return Ok(existing);
     }
-    Ok(())
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = std::fs::canonicalize(folder).map_err(failed)?;
+    if !folder.is_dir() {
+        return Err(failed(std::io::Error::from(std::io::ErrorKind::NotADirectory)));
+    }
+    Ok(folder.join(path.file_name().unwrap_or_default()))
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use support::scene::{Scene, fixture};
-use support::{ConvSpec, ModelBuilder, ResNet, small_resnet};
+use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, value};
 
 #[test]
 fn a_model_is_compressed_and_the_tables_say_how() {
@@ -204,6 +204,12 @@ fn the_trained_fixture_keeps_its_accuracy_at_a_small_ratio() {
     // Measured once with ONNX Runtime by tools/train_fixture.py.
     assert_eq!(score["top1_before"].as_f64(), Some(0.9265));
     assert!(score["top1_after"].as_f64().unwrap() > 0.91, "{score}");
+    // Comparing the two files afterwards gives the same.
+    let compared = scene.succeeds(&format!("verify in.onnx out.onnx --images {images} --labels {labels} -q --json -"));
+    let compared: serde_json::Value = serde_json::from_str(&compared).unwrap();
+    assert_eq!(compared["inputs"], 2000);
+    assert_eq!(compared["approximation"]["agreement"], score["agreement"]);
+    assert_eq!((&compared["top1"][0], &compared["top1"][1]), (&score["top1_before"], &score["top1_after"]));
     let wrong = scene.fails(&format!("in.onnx o.onnx --ratio 2 --images {images} --labels {images}"), 2);
     assert!(wrong.contains("fashion-test-images.npy"), "{wrong}");
 }
@@ -303,7 +309,7 @@ fn inspect_shows_what_a_model_is_made_of_and_writes_nothing() {
     let shared: serde_json::Value = serde_json::from_str(&scene.succeeds(of)).unwrap();
     assert!(shared[kernels]["readers"].as_u64() > shared[kernels]["kernels"].as_u64(), "{shared}");
     assert!(scene.fails("inspect missing.onnx", 3).contains("missing.onnx"));
-    assert!(scene.fails("inspect in.onnx --json in.onnx", 2).contains("is the input"));
+    assert!(scene.fails("inspect in.onnx --json in.onnx", 2).contains("is an input"));
     assert!(!scene.fails("inspect in.onnx --ratio 2", 2).is_empty());
 }
 
@@ -319,9 +325,9 @@ fn verify_compares_any_two_models() {
     assert!(found["parameters"]["ratio"].as_f64().unwrap() >= 1.5);
     let difference = found["largest_difference"].as_f64().unwrap();
     assert!(difference > 1e-4 && difference.is_finite(), "{found}");
-    let far = scene.fails("verify in.onnx out.onnx --max-difference 1e-9", 8);
+    let far = scene.fails("verify in.onnx out.onnx -q --max-difference 1e-9", 8);
     assert!(far.contains("largest difference"), "{far}");
-    assert!(scene.fails("verify in.onnx out.onnx --min-snr 200", 8).contains("dB"));
+    assert!(scene.fails("verify in.onnx out.onnx -q --min-snr 200", 8).contains("dB"));
     let mut b = ModelBuilder::new(&[1, 3, 24, 24], 3);
     let x = b.conv("image", &ConvSpec::new(12, 3));
     std::fs::write(scene.path("other.onnx"), b.build(&[&x])).unwrap();
@@ -331,17 +337,46 @@ fn verify_compares_any_two_models() {
 }
 
 #[test]
-fn verify_on_images_gives_what_scoring_gives() {
-    let scene = Scene::new(&std::fs::read(fixture("fashion-resnet.onnx")).unwrap());
-    let images =
-        format!("--images {} --labels {}", fixture("fashion-test-images.npy"), fixture("fashion-test-labels.npy"));
-    let json = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
-    let scored = json(scene.succeeds(&format!("in.onnx out.onnx --ratio 8 -q --json - {images}")));
-    let compared = json(scene.succeeds(&format!("verify in.onnx out.onnx -q --json - {images}")));
-    assert_eq!(compared["inputs"], 2000);
-    assert_eq!(compared["approximation"]["agreement"], scored["score"]["agreement"]);
-    assert_eq!(compared["top1"][0], scored["score"]["top1_before"]);
-    assert_eq!(compared["top1"][1], scored["score"]["top1_after"]);
+fn verify_pairs_by_name_and_sees_what_is_no_number() {
+    // a + 2·b, with its inputs declared in either order; and the same times infinity.
+    let model = |order: [&str; 2], scale: f32| {
+        let mut b = ModelBuilder::new(&[1, 4], 3);
+        b.graph.input = order.iter().map(|name| value(name, &[1, 4])).collect();
+        let (two, scale) = (b.store("two", &[1], vec![2.0]), b.store("scale", &[1], vec![scale]));
+        let doubled = b.node("Mul", &["b", &two], "doubled", vec![]);
+        let sum = b.node("Add", &["a", &doubled], "sum", vec![]);
+        let y = b.node("Mul", &[&sum, &scale], "y", vec![]);
+        b.build(&[&y])
+    };
+    let scene = Scene::new(&model(["a", "b"], 1.0));
+    std::fs::write(scene.path("other.onnx"), model(["b", "a"], 1.0)).unwrap();
+    scene.succeeds("verify in.onnx other.onnx --max-difference 0");
+    std::fs::write(scene.path("broken.onnx"), model(["a", "b"], f32::INFINITY)).unwrap();
+    let message = scene.fails("verify in.onnx broken.onnx -q --min-snr 1", 8);
+    assert!(message.contains("finite in one and not in the other"), "{message}");
+    // What was found is told all the same.
+    let output = scene.run("verify in.onnx broken.onnx -q --json - --max-difference 1");
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &found["approximation"]["broken"]), (Some(8), &16.into()));
+}
+
+#[test]
+fn nothing_that_is_read_is_written_to() {
+    let scene = Scene::new(&small_resnet(2));
+    let images = std::fs::read(fixture("fashion-calib-images.npy")).unwrap();
+    std::fs::write(scene.path("i.npy"), &images).unwrap();
+    for arguments in [
+        "in.onnx out.onnx --ratio 1.5 --calib i.npy --report i.npy",
+        "in.onnx out.onnx --ratio 1.5 --images i.npy --json ./i.npy",
+        "in.onnx out.onnx --ratio 1.5 --images i.npy --plan-out i.npy",
+        "verify in.onnx in.onnx --images i.npy --json i.npy",
+        "in.onnx out.onnx --ratio 1.5 --plan-out ./out.onnx",
+        "in.onnx out.onnx --ratio 1.5 --retrained",
+    ] {
+        scene.fails(arguments, 2);
+    }
+    assert_eq!(scene.files(), ["i.npy", "in.onnx"]);
+    assert!(scene.read("i.npy") == images);
 }
 
 #[test]

@@ -133,6 +133,16 @@ fn what_does_not_fit_is_refused_with_its_line() {
         ("align = 16", "aline = 16", line("align"), "aline"),
         ("group-by = \"role\"", "group-by = \"name\"", line("group-by"), "'name'"),
         ("ratio = 1.7\n", "", line("scheme"), "ratio"),
+        ("ratio = 1.7\n", "ratio = nan\n", line("ratio"), "above 1"),
+        ("align = 16", "align = 0", line("align"), "1 to 256"),
+        ("iterations = 30", "iterations = 9223372036854775807", line("iterations"), "too many"),
+        ("\nranks = [", "\nsplit = 7.0\nranks = [", line("ranks"), "from 0 to 1"),
+        (
+            "scheme = \"ljsvd\"\nunfolding = \"spatial\"\nranks",
+            "scheme = \"tt\"\nunfolding = \"spatial\"\nranks",
+            line("name") + 2,
+            "tucker",
+        ),
         (
             "scheme = \"ljsvd\"\nunfolding = \"spatial\"\nranks",
             "scheme = \"lsvd\"\nunfolding = \"spatial\"\nranks",
@@ -140,7 +150,7 @@ fn what_does_not_fit_is_refused_with_its_line() {
             "'lsvd'",
         ),
         ("unfolding = \"spatial\"\nranks", "unfolding = \"diagonal\"\nranks", line("name") + 3, "'diagonal'"),
-        ("\nranks = [", "\nranks = [1, ", line("ranks"), "1 chains"),
+        ("\nranks = [", "\nranks = [1, ", line("ranks"), "one rank"),
         ("\nranks = [", "\nranks = [999", line("ranks"), "at most"),
         ("\nranks = [", "\nranks = [0] # [", line("ranks"), "1 or more"),
         (node, "no/such", member, "no convolution 'no/such'"),
@@ -155,6 +165,10 @@ fn what_does_not_fit_is_refused_with_its_line() {
         assert!(message.contains(reason), "{from} → {to}: {message}");
     }
     assert_eq!(scene.files(), ["in.onnx", "plan.toml"]);
+    let calibration =
+        "\n[calibration]\nsource = \"x\"\nseed = 1\nsamples = 0\nmirror = true\nheld-out = false\nrepair = true\n";
+    std::fs::write(scene.path("plan.toml"), format!("{plan}{calibration}")).unwrap();
+    assert!(scene.fails("in.onnx out.onnx --plan plan.toml", 10).contains("samples are 1 or more"));
     let missing = scene.fails("in.onnx out.onnx --plan none.toml", 3);
     assert!(missing.contains("none.toml"), "{missing}");
 }
@@ -166,7 +180,7 @@ fn options_that_a_plan_records_are_not_given_beside_it() {
     for option in ["--ratio 2", "--scheme ljsvd", "--keep-bn", "--max-drop 1%", "--no-repair", "--include a"] {
         scene.fails(&format!("in.onnx out.onnx --plan plan.toml {option}"), 2);
     }
-    assert!(scene.fails("in.onnx out.onnx --plan plan.toml --plan-out plan.toml", 2).contains("is the input"));
+    assert!(scene.fails("in.onnx out.onnx --plan plan.toml --plan-out plan.toml", 2).contains("is an input"));
     assert!(scene.fails("in.onnx out.onnx --plan plan.toml --calib drawn", 2).contains("--calib"));
     let head = scene.text("plan.toml").split("[[group]]").next().unwrap().to_owned();
     std::fs::write(scene.path("plan.toml"), head).unwrap();

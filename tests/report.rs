@@ -64,6 +64,17 @@ fn its_curve_is_what_runs_at_those_ratios_give() {
 }
 
 #[test]
+fn a_page_is_written_where_the_model_cannot_be_run() {
+    let mut model = decode(&small_resnet(3));
+    let graph = model.graph.as_mut().unwrap();
+    graph.node.iter_mut().find(|n| n.op_type() == "Relu").unwrap().op_type = Some("NoSuchOperator".into());
+    let scene = Scene::new(&prost::Message::encode_to_vec(&model));
+    scene.succeeds("in.onnx out.onnx --ratio 1.7 --no-verify -q --report report.html");
+    let page = scene.text("report.html");
+    assert!(page.contains("Spectra") && page.contains("was not followed") && is_well_formed(&page));
+}
+
+#[test]
 fn a_dry_run_has_spectra_and_nothing_done_has_reasons() {
     let scene = Scene::new(&small_resnet(3));
     scene.succeeds("in.onnx --ratio 1.7 --dry-run -q --report report.html");

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What a plan from a file has decided already.
-const PLANNED: [&str; 17] = [
+const PLANNED: [&str; 18] = [
     "ratio",
     "rank_rate",
     "max_drop",
@@ -28,6 +28,7 @@ const PLANNED: [&str; 17] = [
     "calib_samples",
     "no_mirror",
     "no_repair",
+    "curve",
 ];
 
 /// Ratios of the curve in a report, relative to the one asked for.
@@ -95,7 +96,7 @@ pub(super) struct Compress {
     plan: Option<PathBuf>,
 
     /// Accept other weights than those that were planned for, as of the same network trained again
-    #[arg(long, requires = "plan", help_heading = "Plans")]
+    #[arg(long, help_heading = "Plans")]
     retrained: bool,
 
     #[command(flatten)]
@@ -235,6 +236,8 @@ impl From<OsString> for CalibrationSource {
 pub struct CompressJob {
     /// The model to read.
     pub input: PathBuf,
+    /// What is read besides.
+    pub read: Vec<PathBuf>,
     /// The model to write.
     pub model_output: Option<PathBuf>,
     /// Where the plan goes.
@@ -255,6 +258,9 @@ impl Compress {
     /// # Errors
     /// [`Error::Options`], [`Error::Images`] or [`Error::Plan`] for arguments that contradict each other or files that do not fit.
     pub(super) fn job(self) -> Result<CompressJob> {
+        if self.retrained && self.plan.is_none() {
+            return Err(Error::Options("--retrained needs a --plan".into()));
+        }
         let file = self.plan.as_ref().map(|path| PlanFile::open(path)).transpose()?;
         let given_shapes = self.verification.shapes.input_shape.clone();
         let decided = match &file {
@@ -282,6 +288,11 @@ impl Compress {
         };
         let preprocessing = self.pixels.preprocessing();
         let images = self.accuracy.open(&preprocessing)?;
+        let samples = match &self.calib {
+            Some(CalibrationSource::Path(path)) => Some(path.clone()),
+            _ => None,
+        };
+        let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).collect();
         let asked = Asked {
             source: self.calib,
             samples: self.calib_samples as usize,
@@ -316,6 +327,7 @@ impl Compress {
         Ok(CompressJob {
             // clap demands it of this command.
             input: self.input.ok_or_else(|| Error::Options("give the model to compress".into()))?,
+            read,
             model_output: self.model_output.filter(|_| !self.dry_run),
             plan_out: self.plan_out,
             report: self.report,

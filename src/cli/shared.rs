@@ -185,6 +185,11 @@ impl Verification {
 }
 
 impl Accuracy {
+    /// What is read.
+    pub(super) fn paths(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        self.images.clone().into_iter().chain(self.labels.clone())
+    }
+
     pub(super) fn open(&self, preprocessing: &Preprocessing) -> Result<Option<Images>> {
         self.images.as_ref().map(|path| Images::open(path, self.labels.as_deref(), preprocessing)).transpose()
     }

@@ -20,7 +20,7 @@ pub(super) struct Verify {
     verification: Verification,
 
     /// Refuse the result beyond this difference, relative to the largest output
-    #[arg(long, value_name = "SHARE", help_heading = "Verification")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, help_heading = "Verification")]
     max_difference: Option<f64>,
 
     #[command(flatten)]
@@ -40,6 +40,8 @@ pub struct VerifyJob {
     pub first: PathBuf,
     /// The other.
     pub second: PathBuf,
+    /// What is read besides.
+    pub read: Vec<PathBuf>,
     /// On what, and how near they should be.
     pub options: CompareOptions,
     /// Where the facts go.
@@ -52,6 +54,7 @@ impl Verify {
         let gates = self.verification.gates();
         let inputs = self.verification.options(self.verification.shapes.input_shape.clone());
         let options = CompareOptions { inputs, images, gates, max_difference: self.max_difference };
-        Ok(VerifyJob { first: self.first, second: self.second, options, output: self.output })
+        let read = self.accuracy.paths().collect();
+        Ok(VerifyJob { first: self.first, second: self.second, read, options, output: self.output })
     }
 }

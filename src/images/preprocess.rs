@@ -93,7 +93,7 @@ impl Preprocessing {
 
     /// # Errors
     /// [`Error::Options`] for values that make no pixel a number.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let usable = |x: f32| x.is_finite() && x != 0.0;
         if !self.std.iter().all(|&s| usable(s)) || self.mean.iter().any(|m| !m.is_finite()) {
             return Err(Error::Options("--mean and --std must be finite and --std not zero".into()));

@@ -155,6 +155,19 @@ impl Model {
         fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
     }
 
+    /// Refuses shapes for inputs that there are not.
+    ///
+    /// # Errors
+    /// [`Error::Options`] naming one.
+    pub(crate) fn check_shape_names(&self, shapes: &[InputShape]) -> Result<()> {
+        let inputs = self.inputs();
+        let unknown = |name: &&String| inputs.iter().all(|i| i.0 != **name);
+        let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(unknown) else { return Ok(()) };
+        let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+        let known = known.join(", ");
+        Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")))
+    }
+
     /// Names of the graph's outputs.
     #[must_use]
     pub fn outputs(&self) -> Vec<String> {

@@ -52,6 +52,8 @@ pub(super) struct Frame {
     pub(super) y_title: &'static str,
     /// Ticks below.
     pub(super) ticks: usize,
+    /// Whether these are counts, with nothing between them.
+    pub(super) whole: bool,
 }
 
 const LEFT: f64 = 46.0;
@@ -108,7 +110,7 @@ impl Frame {
                     path.grid d=(format!("M{LEFT:.1} {0:.1}H{right:.1}", self.py(y))) {}
                     text.tick.left x=(format!("{:.1}", LEFT - 6.0)) y=(format!("{:.1}", self.py(y) + 3.5)) { (number(y, self.y.logarithmic)) }
                 }
-                @for x in self.x.ticks(self.ticks) {
+                @for x in self.x.ticks(self.ticks).into_iter().filter(|x| !self.whole || x.fract() == 0.0) {
                     text.tick x=(format!("{:.1}", self.px(x))) y=(format!("{:.1}", bottom + 15.0)) { (number(x, false)) }
                 }
                 path.axis d=(format!("M{LEFT:.1} {bottom:.1}H{right:.1}")) {}
@@ -122,7 +124,7 @@ impl Frame {
 
 /// A number as short as it can be; powers of ten as such.
 fn number(value: f64, power: bool) -> String {
-    if power && value < 0.005 {
+    if power && value < 0.5 {
         let exponent = value.log10().round() as i32;
         let digits = exponent.unsigned_abs().to_string();
         let raised =
@@ -145,8 +147,8 @@ mod tests {
         assert_eq!(scale(1.0, 5.0, true).ticks(5), [1.0, 1.5, 2.0, 3.0, 4.0]);
         assert_eq!(scale(1e-4, 1.0, true).ticks(5).len(), 5);
         assert_eq!(
-            (number(1e-4, true), number(0.5, true), number(20.0, false)),
-            ("10⁻⁴".into(), "0.5".into(), "20".into())
+            (number(1e-4, true), number(0.1, true), number(1.0, true), number(0.25, false)),
+            ("10⁻⁴".into(), "10⁻¹".into(), "1".into(), "0.25".into())
         );
         // One value, as of a single layer, is no reason to divide by nothing.
         assert_eq!(scale(3.0, 3.0, false).at(3.0), 0.0);

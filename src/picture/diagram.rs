@@ -3,6 +3,7 @@
 use crate::group::Grouping;
 use crate::onnx::{Conv, Graph, Model, label};
 use crate::plan::Plan;
+use crate::report::number;
 use crate::rewrite::Compiled;
 use maud::{Markup, html};
 use std::collections::{HashMap, HashSet};
@@ -81,6 +82,8 @@ impl Diagram {
                 drawn.push(Self { groups: vec![group.to_owned()], before, after });
             }
         }
+        drawn.iter_mut().for_each(|d| d.groups.sort_by_key(|g| number(g)));
+        drawn.sort_by_key(|d| d.groups.first().map_or(usize::MAX, |g| number(g)));
         drawn
     }
 

@@ -20,6 +20,8 @@ pub struct Pictures {
     pub(crate) diagrams: Vec<Diagram>,
     /// The error at each convolution.
     pub(crate) trace: Vec<TraceRow>,
+    /// What it was followed on.
+    pub(crate) traced: String,
     /// What other ratios would have kept of the images' classes.
     pub(crate) curve: Vec<CurvePoint>,
 }

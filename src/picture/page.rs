@@ -27,13 +27,13 @@ impl Report {
                 }
                 body {
                     main {
-                        h1 { (name) ", " (format!("{:.2}", self.totals.parameters.ratio)) " times smaller" }
+                        h1 { (name) (self.outcome()) }
                         p.lead { (self.lead()) }
                         (self.tiles())
                         (self.group_section())
                         (diagram_section(pictures))
                         (spectrum_section(self, pictures))
-                        (trace_section(&pictures.trace))
+                        (trace_section(self, pictures))
                         (curve_section(self, &pictures.curve))
                         (self.left_section())
                         (self.proof_section())
@@ -43,6 +43,16 @@ impl Report {
             }
         };
         page.into_string()
+    }
+
+    /// What became of the model, after its name.
+    fn outcome(&self) -> String {
+        let ratio = self.totals.parameters.ratio;
+        match (self.groups.is_empty(), self.dry_run) {
+            (true, _) => ": nothing to compress".into(),
+            (false, true) => format!(": a plan to make it {ratio:.2} times smaller"),
+            (false, false) => format!(", {ratio:.2} times smaller"),
+        }
     }
 
     /// What was asked for, in a sentence.
@@ -56,7 +66,10 @@ impl Report {
             let mirrored = if c.mirrored { " and their mirror images" } else { "" };
             format!("calibrated on {} samples ({}){mirrored}", c.samples, c.source)
         });
-        format!("Scheme {}, {asked}, {calibrated}.", self.scheme)
+        match &self.plan {
+            Some(plan) => format!("By the plan {plan} (scheme {}, {asked}), {calibrated}.", self.scheme),
+            None => format!("Scheme {}, {asked}, {calibrated}.", self.scheme),
+        }
     }
 
     fn tiles(&self) -> Markup {
@@ -89,6 +102,9 @@ impl Report {
         };
         let (parameters, macs) =
             (most(&|g| g.parameters_before), most(&|g| g.macs_before.unwrap_or(0).max(g.macs_after.unwrap_or(0))));
+        if rows.is_empty() {
+            return html! {};
+        }
         html! {
             h2 { "What each group became" }
             div.legend { span { i {} "before" } span { i.after {} "after" } }
@@ -159,10 +175,10 @@ fn tile(figure: &str, meaning: &str) -> Markup {
 /// `1234567` as `1.23 M`.
 fn short(n: u64) -> String {
     match n {
-        0..10_000 => thousands(n),
-        10_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
-        _ => format!("{:.2} G", n as f64 / 1e9),
+        0..10_000 => thousands(n).replace(' ', "\u{a0}"),
+        10_000..1_000_000 => format!("{:.1}\u{a0}k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2}\u{a0}M", n as f64 / 1e6),
+        _ => format!("{:.2}\u{a0}G", n as f64 / 1e9),
     }
 }
 
@@ -184,7 +200,7 @@ fn diagram_section(pictures: &Pictures) -> Markup {
         @if !pictures.diagrams.is_empty() {
             h2 { "A block of each group, before and after" }
             div.legend {
-                span { i {} "decomposed" } span { i.own {} "factor of its own" } span { i.shared {} "factor stored once for several" }
+                span { i.whole {} "decomposed" } span { i.own {} "factor of its own" } span { i.shared {} "factor stored once for several" }
             }
             @for diagram in &pictures.diagrams {
                 figure.block { figcaption { (diagram.groups.join(", ")) } (diagram.draw()) }
@@ -195,12 +211,8 @@ fn diagram_section(pictures: &Pictures) -> Markup {
 
 fn spectrum_section(report: &Report, pictures: &Pictures) -> Markup {
     let mut groups: BTreeMap<usize, Vec<(&GroupRow, &Spectrum)>> = BTreeMap::new();
-    let mut places: Vec<&str> = Vec::new();
     for (row, spectrum) in report.groups.iter().zip(&pictures.spectra) {
-        let at = places.iter().position(|p| *p == row.group).unwrap_or_else(|| {
-            places.push(&row.group);
-            places.len() - 1
-        });
+        let at = row.number();
         groups.entry(at).or_default().push((row, spectrum));
     }
     let norm = if report.calibration.is_some() { "of what the layers give" } else { "of the kernels" };
@@ -226,6 +238,7 @@ fn spectrum_chart(rows: &[(&GroupRow, &Spectrum)]) -> Markup {
         x_title: "rank",
         y_title: "energy left",
         ticks: 6,
+        whole: true,
     };
     let row = rows[0].0;
     let convs: usize = rows.iter().map(|(row, _)| row.members.len()).sum();
@@ -253,7 +266,8 @@ fn points(left: &[f64]) -> Vec<(f64, f64)> {
     left.iter().take(end + 1).enumerate().map(|(rank, l)| (rank as f64, l.max(LEAST))).collect()
 }
 
-fn trace_section(trace: &[TraceRow]) -> Markup {
+fn trace_section(report: &Report, pictures: &Pictures) -> Markup {
+    let trace: &[TraceRow] = &pictures.trace;
     let most = trace.iter().map(|r| r.arrived.max(r.alone)).fold(0.05, f64::max);
     let frame = Frame {
         width: 1000.0,
@@ -263,6 +277,7 @@ fn trace_section(trace: &[TraceRow]) -> Markup {
         x_title: "convolution, in graph order",
         y_title: "relative error of the output",
         ticks: 12,
+        whole: true,
     };
     let width = (0.62 * (frame.px(1.0) - frame.px(0.0))).min(26.0);
     let place = |at: usize| (at + 1) as f64;
@@ -270,12 +285,12 @@ fn trace_section(trace: &[TraceRow]) -> Markup {
         @if !trace.is_empty() {
             h2 { "The error on its way through the network" }
             p {
-                "Bars: each convolution alone, on what it reads in the original. Line: all of them together, where the error of those before is passed on, "
-                "and made up for by the refit."
+                "On " (pictures.traced) ". Bars: each convolution alone, on what it reads in the original. Line: all of them together, where the error of those before is passed on"
+                @if report.calibration.is_some() { " and, as far as layers were refitted, made up for" } "."
             }
             div.legend { span { i.after {} "decomposed" } span { i {} "whole" } span { i.shared {} "arrived" } }
             figure {
-                div.scroll { div style="min-width:560px" {
+                div.scroll { div style="min-width:760px" {
                     (frame.draw("relative error at each convolution", &html! {
                         @for (at, row) in trace.iter().enumerate() {
                             (frame.bar((place(at), row.alone), width, if row.decomposed { "decomposed" } else { "" },
@@ -329,12 +344,13 @@ fn curve_chart(points: &[(f64, f64)], original: Option<f64>, written: f64, title
         x_title: "times fewer parameters",
         y_title: title,
         ticks: 8,
+        whole: false,
     };
     let nearest = |p: &&(f64, f64)| ((p.0 - written).abs() * 1e9) as u64;
     let marked = points.iter().min_by_key(nearest);
     html! {
         figure style="max-width:720px" {
-            (frame.draw("accuracy against ratio", &html! {
+            div.scroll { div style="min-width:480px" { (frame.draw("accuracy against ratio", &html! {
                 @if let Some(original) = original {
                     (frame.line(&[(frame.x.low, original), (frame.x.high, original)], "dashed"))
                     (frame.word((frame.x.low, original + (frame.y.high - frame.y.low) * 0.02), "note", &format!(" original {original:.2}")))
@@ -344,7 +360,7 @@ fn curve_chart(points: &[(f64, f64)], original: Option<f64>, written: f64, title
                     (frame.dot(*point, if Some(point) == marked { "c1" } else { "" }, &format!("{:.2}×: {:.2} %", point.0, point.1)))
                     (frame.word((point.0, point.1 - (frame.y.high - frame.y.low) * 0.075), "tick", &format!("{:.2}", point.1)))
                 }
-            }))
+            })) } }
         }
     }
 }

@@ -28,28 +28,29 @@ pub(crate) fn trace(
     let read: BTreeSet<&str> = convs.iter().map(|c| c.input.as_str()).filter(|v| !own(v)).collect();
     let read: Vec<&str> = read.into_iter().collect();
     let given: Vec<&str> = convs.iter().map(|c| c.output.as_str()).collect();
-    let run = |model: &Model, inputs: &[Input], values: &[&str], feed: &Feed, what| -> Result<Vec<ArrayD<f32>>> {
-        let part = model.stretch(&|_| None, values)?;
-        Runner::load(&part, inputs, what)?.run(feed)
-    };
+    let load = |model: &Model, values: &[&str], what| Runner::load(&model.stretch(&|_| None, values)?, &fed, what);
+    let all: Vec<&str> = given.iter().chain(&read).copied().collect();
+    let whole = load(model, &all, "the model")?;
+    let small = load(compressed, &given, "the compressed model")?;
+    let mut each: Option<(Runner, Vec<Source>)> = None;
     let mut sums = vec![[0.0f64; 3]; convs.len()];
     for feed in feeds {
         // One input at a time, as every value of the network is kept.
-        let all: Vec<&str> = given.iter().chain(&read).copied().collect();
-        let original = run(model, &fed, &all, feed, "the model")?;
-        let arrived = run(compressed, &fed, &given, feed, "the compressed model")?;
+        let original = whole.run(feed)?;
+        let arrived = small.run(feed)?;
         let (outputs, values) = original.split_at(given.len());
-        let known = |name: &str| read.iter().position(|r| *r == name).map(|at| &values[at]);
-        let part = compressed.stretch(&|name| known(name).map(|v| v.shape().to_vec()), &given)?;
-        let reads = part.inputs().into_iter().map(|(name, ..)| match known(&name) {
-            Some(value) => Some((Input::floats(name, value.shape().to_vec()), value.clone())),
-            None => {
-                let at = fed.iter().position(|i| i.name == name)?;
-                Some((fed[at].clone(), feed.get(at)?.clone()))
-            }
-        });
-        let (reads, fed_alone): (Vec<Input>, Feed) = reads.flatten().unzip();
-        let alone = Runner::load(&part, &reads, "the compressed model")?.run(&fed_alone)?;
+        let (runner, sources) = match &each {
+            Some(known) => known,
+            None => each.insert(fed_with(compressed, &fed, &read, values, &given)?),
+        };
+        let feed_alone: Vec<&ArrayD<f32>> = sources
+            .iter()
+            .map(|source| match *source {
+                Source::Fed(at) => &feed[at],
+                Source::Read(at) => &values[at],
+            })
+            .collect();
+        let alone = runner.run(&feed_alone)?;
         sums.par_iter_mut().enumerate().for_each(|(at, sums)| {
             sums[0] += squares(&outputs[at], None);
             sums[1] += squares(&outputs[at], Some(&alone[at]));
@@ -64,6 +65,33 @@ pub(crate) fn trace(
         arrived: relative(*arrived, *signal),
     };
     Ok(convs.iter().zip(&sums).enumerate().map(row).collect())
+}
+
+/// Where an input of the convolutions alone comes from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// The model's inputs.
+    Fed(usize),
+    /// What the convolutions read.
+    Read(usize),
+}
+
+/// The convolutions of a model, each by itself: fed with what they read, of the shapes of `values`.
+fn fed_with(
+    model: &Model,
+    fed: &[Input],
+    read: &[&str],
+    values: &[ArrayD<f32>],
+    given: &[&str],
+) -> Result<(Runner, Vec<Source>)> {
+    let known = |name: &str| read.iter().position(|r| *r == name);
+    let part = model.stretch(&|name| known(name).map(|at| values[at].shape().to_vec()), given)?;
+    let inputs = part.inputs().into_iter().filter_map(|(name, ..)| match known(&name) {
+        Some(at) => Some((Input::floats(name, values[at].shape().to_vec()), Source::Read(at))),
+        None => fed.iter().position(|i| i.name == name).map(|at| (fed[at].clone(), Source::Fed(at))),
+    });
+    let (inputs, sources): (Vec<Input>, Vec<Source>) = inputs.unzip();
+    Ok((Runner::load(&part, &inputs, "the compressed model")?, sources))
 }
 
 /// `Σ (x − y)²`, or `Σ x²`.

@@ -22,7 +22,10 @@ use toml::Spanned;
 /// Version of the file's layout; it grows when a field changes its meaning or goes.
 const VERSION: i64 = 1;
 /// Larger files are no plans.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: u64 = 16 << 20;
+/// More calibration samples, or turns between chains, than this are a slip.
+const MOST_SAMPLES: usize = 10_000_000;
+const MOST_TURNS: usize = 100_000;
 /// Bytes of a weights' hash that are written.
 const HASH_BYTES: usize = 16;
 
@@ -79,13 +82,13 @@ pub(super) struct ModelEntry {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct OptionsEntry {
     scheme: Spanned<String>,
-    split: Option<f64>,
+    split: Option<Spanned<f64>>,
     unfolding: Option<Spanned<String>>,
-    ratio: Option<f64>,
-    rank_rate: Option<f64>,
-    align: usize,
+    ratio: Option<Spanned<f64>>,
+    rank_rate: Option<Spanned<f64>>,
+    align: Spanned<usize>,
     allow_more_macs: bool,
-    iterations: usize,
+    iterations: Spanned<usize>,
     group_by: Spanned<String>,
     protocol: Option<Spanned<String>>,
     keep_bn: bool,
@@ -104,12 +107,16 @@ pub(super) struct CalibrationEntry {
     seed: Option<u64>,
     /// Of others: of what was fed to the model.
     pub(super) sha256: Option<String>,
-    samples: usize,
+    samples: Spanned<usize>,
     mirror: bool,
     held_out: bool,
     repair: bool,
-    #[serde(default)]
-    preprocessing: Preprocessing,
+    #[serde(default = "plain")]
+    preprocessing: Spanned<Preprocessing>,
+}
+
+fn plain() -> Spanned<Preprocessing> {
+    Spanned::new(0..0, Preprocessing::default())
 }
 
 /// Convolutions that are decomposed together.
@@ -173,7 +180,11 @@ impl PlanFile {
     /// [`Error::Read`], or [`Error::Plan`] with the line and what is wrong there.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |source| Error::Read { path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.len() > LARGEST {
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(failed(std::io::Error::other("it is not a file")));
+        }
+        if metadata.len() > LARGEST {
             return Err(failed(std::io::Error::from(std::io::ErrorKind::FileTooLarge)));
         }
         Self::parse(path, std::fs::read_to_string(path).map_err(failed)?)
@@ -195,7 +206,47 @@ impl PlanFile {
             return Err(Error::Plan { path: path.to_owned(), line: line(&text, &found.span()), reason });
         }
         let document = toml::from_str(&text).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), document, text })
+        let file = Self { path: path.to_owned(), document, text };
+        file.check()?;
+        Ok(file)
+    }
+
+    /// Refuses numbers that no run would have written.
+    fn check(&self) -> Result<()> {
+        let within = |place: Range<usize>, fits: bool, reason: &str| {
+            if fits { Ok(()) } else { Err(self.wrong(place, reason.to_owned())) }
+        };
+        let share =
+            |split: &Spanned<f64>| within(split.span(), (0.0..=1.0).contains(split.get_ref()), "split is from 0 to 1");
+        let options = &self.document.options;
+        let numbers = [
+            (&options.ratio, 1.0, f64::MAX, "ratio is above 1"),
+            (&options.rank_rate, 0.0, 1.0, "rank-rate is above 0 and at most 1"),
+        ];
+        for (number, low, high, reason) in numbers {
+            let Some(number) = number else { continue };
+            within(number.span(), *number.get_ref() > low && *number.get_ref() <= high, reason)?;
+        }
+        within(options.align.span(), (1..=256).contains(options.align.get_ref()), "align is from 1 to 256")?;
+        within(options.iterations.span(), *options.iterations.get_ref() <= MOST_TURNS, "iterations are far too many")?;
+        options.split.iter().try_for_each(share)?;
+        for group in &self.document.group {
+            group.split.iter().try_for_each(share)?;
+            if let (Some(split), true) = (&group.split, group.ranks.get_ref().len() > 1) {
+                return Err(self.wrong(split.span(), "two ranks say how they are dealt: leave split out".into()));
+            }
+            let readable = !group.name.get_ref().is_empty() && !group.name.get_ref().contains(char::is_control);
+            within(group.name.span(), readable, "the name of a group is a word")?;
+        }
+        let Some(calibration) = &self.document.calibration else { return Ok(()) };
+        let samples = &calibration.samples;
+        within(
+            samples.span(),
+            (1..=MOST_SAMPLES).contains(samples.get_ref()),
+            "samples are 1 or more, and not so many",
+        )?;
+        let preprocessing = &calibration.preprocessing;
+        preprocessing.get_ref().check().map_err(|e| self.wrong(preprocessing.span(), e.to_string()))
     }
 
     /// The file.
@@ -213,22 +264,22 @@ impl PlanFile {
         let scheme = match options.scheme.get_ref().as_str() {
             "auto" => SchemeChoice::Auto,
             _ => {
-                let scheme = self.scheme(&options.scheme, options.split.unwrap_or(0.5))?;
+                let scheme = self.scheme(&options.scheme, options.split.as_ref().map_or(0.5, |s| *s.get_ref()))?;
                 let unfolding = options.unfolding.as_ref().map_or(Ok(Unfolding::SPATIAL), |u| self.unfolding(u))?;
                 SchemeChoice::Only(scheme.on(unfolding))
             }
         };
-        let policy = match (options.ratio, options.rank_rate) {
-            (Some(ratio), None) => RankPolicy::Ratio(ratio),
-            (None, Some(rate)) => RankPolicy::Rate(rate),
+        let policy = match (&options.ratio, &options.rank_rate) {
+            (Some(ratio), None) => RankPolicy::Ratio(*ratio.get_ref()),
+            (None, Some(rate)) => RankPolicy::Rate(*rate.get_ref()),
             _ => return Err(self.wrong(options.scheme.span(), "[options] needs either ratio or rank-rate".into())),
         };
         Ok(PlanOptions {
             scheme,
             policy,
-            iterations: options.iterations,
+            iterations: *options.iterations.get_ref(),
             allow_more_macs: options.allow_more_macs,
-            align: options.align,
+            align: *options.align.get_ref(),
         })
     }
 
@@ -272,20 +323,23 @@ impl PlanFile {
         Some(PlannedCalibration {
             seed: entry.seed,
             source: entry.source.clone(),
-            samples: entry.samples,
+            samples: *entry.samples.get_ref(),
             mirror: entry.mirror,
             held_out: entry.held_out,
             repair: entry.repair,
-            preprocessing: entry.preprocessing.clone(),
+            preprocessing: entry.preprocessing.get_ref().clone(),
         })
     }
 
     /// A plan as the text of a file.
     pub(crate) fn text(model: &Model, plan: &Plan, with: &Circumstances<'_>) -> String {
-        let unlocated = |text: String| Spanned::new(0..0, text);
+        /// A value without a place in a file.
+        fn unlocated<T>(value: T) -> Spanned<T> {
+            Spanned::new(0..0, value)
+        }
         let (ratio, rank_rate) = match plan.options.policy {
-            RankPolicy::Ratio(ratio) => (Some(ratio), None),
-            RankPolicy::Rate(rate) => (None, Some(rate)),
+            RankPolicy::Ratio(ratio) => (Some(unlocated(ratio)), None),
+            RankPolicy::Rate(rate) => (None, Some(unlocated(rate))),
         };
         let only = match plan.options.scheme {
             SchemeChoice::Auto => None,
@@ -294,13 +348,13 @@ impl PlanFile {
         let pattern = |p: &Option<Regex>| p.as_ref().map(|p| unlocated(p.as_str().to_owned()));
         let options = OptionsEntry {
             scheme: unlocated(only.map_or("auto", |form| form.scheme.name()).to_owned()),
-            split: only.and_then(|form| form.scheme.split()),
+            split: only.and_then(|form| form.scheme.split()).map(unlocated),
             unfolding: only.map(|form| unlocated(form.unfolding.name().to_owned())),
             ratio,
             rank_rate,
-            align: plan.options.align,
+            align: unlocated(plan.options.align),
             allow_more_macs: plan.options.allow_more_macs,
-            iterations: plan.options.iterations,
+            iterations: unlocated(plan.options.iterations),
             group_by: unlocated(
                 match with.groups.group_by {
                     GroupBy::Role => "role",
@@ -318,11 +372,11 @@ impl PlanFile {
             source: on.images.what(),
             seed: on.images.seed(),
             sha256: with.samples.clone(),
-            samples: on.most,
+            samples: unlocated(on.most),
             mirror: on.mirror,
             held_out: with.held_out,
             repair: with.repair,
-            preprocessing: on.images.preprocessing().clone(),
+            preprocessing: unlocated(on.images.preprocessing().clone()),
         });
         let head = Head {
             version: VERSION,
@@ -347,7 +401,10 @@ impl PlanFile {
 
     /// The scheme of a name.
     pub(super) fn scheme(&self, name: &Spanned<String>, split: f64) -> Result<Scheme> {
-        let unknown = || self.wrong(name.span(), format!("no scheme '{}'", name.get_ref()));
+        let unknown = || match name.get_ref().as_str() {
+            "tt" => self.wrong(name.span(), "tt is scheme \"separate\" with unfolding \"tucker\"".into()),
+            other => self.wrong(name.span(), format!("no scheme '{other}'")),
+        };
         Scheme::named(name.get_ref(), split).ok_or_else(unknown)
     }
 

@@ -235,7 +235,11 @@ fn unreachable(asked: f64, largest: f64, options: &PlanOptions) -> Error {
     let advice = if largest <= 1.0 {
         "try another --scheme".to_owned()
     } else {
-        format!("ask for --ratio {largest:.3} or less")
+        let other = match options.scheme {
+            SchemeChoice::Auto => " (another scheme may reach more: onnx-jmd inspect tells)",
+            SchemeChoice::Only(_) => "",
+        };
+        format!("ask for --ratio {largest:.3} or less{other}")
     };
     Error::Unreachable { asked, scheme: options.scheme.to_string(), largest, advice }
 }

@@ -109,7 +109,8 @@ impl Replay {
         match form.least_rank() {
             _ if ranks.contains(&0) => wrong("ranks are 1 or more".into()),
             chains if chains != ranks.len() => {
-                wrong(format!("{form} has {chains} chains and takes as many ranks, not {}", ranks.len()))
+                let each = if chains == 1 { "one rank" } else { "two ranks, one a chain" };
+                wrong(format!("{form} takes {each}, not {}", ranks.len()))
             }
             _ => Ok(form),
         }

@@ -126,7 +126,7 @@ impl Unit {
             let basis = match (chain.basis_side(), chain.basis()) {
                 // One kernel for all is the nearest to their mean.
                 _ if chain.is_common() => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
-                (_, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).max(),
+                (_, Ownership::Own) => rows.zip(columns).map(|(r, c)| r.min(c)).min(),
                 (Side::First, Ownership::Shared) => rows.max().map(|r| r.min(columns.sum())),
                 (Side::Last, Ownership::Shared) => columns.max().map(|c| c.min(rows.sum())),
             };

@@ -29,6 +29,8 @@ pub struct Report {
     pub ratio: Option<f64>,
     /// Rank rate asked for.
     pub rank_rate: Option<f64>,
+    /// The plan that was replayed.
+    pub plan: Option<String>,
     /// What was calibrated on; none if the plain weights were decomposed.
     pub calibration: Option<CalibrationRow>,
     /// What ratios keep on held-out calibration samples, where a largest one was searched for.
@@ -119,6 +121,18 @@ pub struct GroupRow {
     pub alternatives: Vec<Alternative>,
 }
 
+impl GroupRow {
+    /// The number of its group, by which rows are sorted; those of residual streams and of names given by hand come last.
+    pub(crate) fn number(&self) -> usize {
+        number(&self.group)
+    }
+}
+
+/// The number in a group's name.
+pub(crate) fn number(group: &str) -> usize {
+    group.trim_start_matches('g').parse().unwrap_or(usize::MAX)
+}
+
 /// One quantity before and after.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Change {
@@ -198,6 +212,8 @@ pub struct Approximation {
     pub cosine: f64,
     /// Share of inputs with the same largest class score, where the output looks like class scores.
     pub agreement: Option<f64>,
+    /// Values that are finite in one and not in the other; the measures above leave them out.
+    pub broken: u64,
 }
 
 /// Classification of the user's images by the original and the written model.
@@ -271,6 +287,7 @@ impl Report {
             scheme: plan.options.scheme.to_string(),
             ratio,
             rank_rate,
+            plan: None,
             calibration: None,
             agreement_curve: Vec::new(),
             dry_run: compiled.is_none(),

@@ -10,8 +10,7 @@ impl Report {
     pub(crate) fn rows(&self) -> BTreeMap<(usize, &str), Vec<&GroupRow>> {
         let mut rows: BTreeMap<(usize, &str), Vec<&GroupRow>> = BTreeMap::new();
         for row in &self.groups {
-            let number = row.group.trim_start_matches('g').parse().unwrap_or(usize::MAX);
-            rows.entry((number, &row.scheme)).or_default().push(row);
+            rows.entry((row.number(), &row.scheme)).or_default().push(row);
         }
         rows
     }
@@ -155,7 +154,11 @@ pub(crate) fn left_alone(f: &mut fmt::Formatter<'_>, rows: &[LeftRow]) -> fmt::R
 impl fmt::Display for Approximation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let snr = self.snr_db.map_or("∞".to_owned(), |s| format!("{s:.1}"));
-        write!(f, "{:.4} relative, SNR {snr} dB, cosine {:.4}", self.relative_error, self.cosine)
+        write!(f, "{:.4} relative, SNR {snr} dB, cosine {:.4}", self.relative_error, self.cosine)?;
+        match self.broken {
+            0 => Ok(()),
+            broken => write!(f, ", but {broken} values are finite in one and not in the other"),
+        }
     }
 }
 
