@@ -9,7 +9,7 @@ use prost::Message;
 use std::io::Write;
 use std::path::Path;
 use support::proto::TensorProto;
-use support::scene::Scene;
+use support::scene::{Scene, npy};
 use support::{ConvSpec, ModelBuilder, small_resnet, value};
 
 /// The arguments with which each of these runs.
@@ -52,16 +52,6 @@ fn pixels(count: usize, last: bool) -> Vec<u8> {
         }
     }
     bytes
-}
-
-fn npy(kind: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
-    let shape: String = shape.iter().map(|d| format!("{d},")).collect();
-    let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
-    while (10 + header.len() + 1) % 64 != 0 {
-        header.push(' ');
-    }
-    header.push('\n');
-    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
 fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {

@@ -74,3 +74,25 @@ impl Scene {
 pub fn fixture(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name).to_str().unwrap().to_owned()
 }
+
+/// An array as NumPy stores it.
+pub fn npy(kind: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
+    let shape: String = shape.iter().map(|d| format!("{d},")).collect();
+    let mut header = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
+    while (10 + header.len() + 1) % 64 != 0 {
+        header.push(' ');
+    }
+    header.push('\n');
+    [b"\x93NUMPY\x01\x00", &(header.len() as u16).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// The first of the committed images and their labels, as arrays of a scene.
+pub fn few_images(scene: &Scene, count: usize) {
+    let data = |name: &str, size: usize| {
+        let bytes = std::fs::read(fixture(name)).unwrap();
+        bytes[128..128 + count * size].to_vec()
+    };
+    let images = data("fashion-test-images.npy", 28 * 28);
+    std::fs::write(scene.path("images.npy"), npy("|u1", &[count, 1, 28, 28], &images)).unwrap();
+    std::fs::write(scene.path("labels.npy"), npy("|u1", &[count], &data("fashion-test-labels.npy", 1))).unwrap();
+}
