@@ -95,7 +95,8 @@ pub struct Compilation {
 /// Finds groups, calibrates, plans, decomposes, repairs, rewrites, verifies and scores. `progress` hears of each stage.
 ///
 /// # Errors
-/// Those of [`Plan::build`], [`apply`], [`verify`] and [`score`], and [`Error::Gate`].
+/// Those of [`Plan::build`](crate::Plan::build), [`apply`](crate::apply), [`verify`] and [`score`](crate::score), and
+/// [`Error::Gate`]; of a replay [`Error::Plan`].
 pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
     let progress = Progress::new(progress);
     options.validate(original)?;
