@@ -1,13 +1,12 @@
 //! How far two models are apart: their outputs for the same inputs, drawn by chance or the user's own.
 
-use crate::compile::Gates;
 use crate::error::{Error, Result};
+use crate::gates::Gates;
 use crate::images::{Images, Samples};
 use crate::onnx::{InputShape, Model};
 use crate::progress::{Listener, Progress};
 use crate::report::{Approximation, Change, Score, thousands};
 use crate::runtime::{Feed, Input, Runner, best_classes, inputs, is_scores, shapes};
-use crate::verify::VerifyOptions;
 use ndarray::{ArrayD, IxDyn};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -21,6 +20,24 @@ const PORTION: usize = 64;
 const BEYOND: &str = "the models are further apart than they may be";
 /// Version of the JSON layout; it grows when a field changes its meaning or goes.
 pub const COMPARISON_VERSION: u32 = 1;
+
+/// On which drawn inputs models are run.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// Inputs to draw.
+    pub inputs: usize,
+    /// Seed of the draw.
+    pub seed: u64,
+    /// Shapes of inputs that the model leaves open.
+    pub input_shapes: Vec<InputShape>,
+}
+
+impl Default for VerifyOptions {
+    /// Four inputs, seed 0.
+    fn default() -> Self {
+        Self { inputs: 4, seed: 0, input_shapes: Vec::new() }
+    }
+}
 
 /// On what two models are compared, and how near they should be.
 #[derive(Debug, Clone, Default)]

@@ -1,81 +1,20 @@
 //! The conductor: one line a stage.
 
-use crate::calibrate::CalibrationInputs;
 use crate::compare::{Scorer, draw};
 use crate::error::{Error, Result};
-use crate::group::{GroupOptions, find_groups};
-use crate::images::{Images, Samples};
+use crate::gates::SMALLER;
+use crate::group::find_groups;
+use crate::images::Samples;
 use crate::make::make;
 use crate::onnx::Model;
+use crate::options::Options;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
-use crate::plan::{Circumstances, PlanFile, PlanOptions, Replay};
+use crate::plan::{Circumstances, PlanFile};
 use crate::progress::Progress;
-use crate::report::{Approximation, Change, Report};
+use crate::report::{Change, Report};
 use crate::rewrite::narrowed;
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
-use crate::verify::{VerifyOptions, verify};
-
-/// Everything that one run is asked to do.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// How convolutions are found and grouped.
-    pub groups: GroupOptions,
-    /// Scheme and ranks.
-    pub plan: PlanOptions,
-    /// How the result is verified; none leaves it unverified.
-    pub verify: Option<VerifyOptions>,
-    /// Bounds on the approximation, below which the result is refused.
-    pub gates: Gates,
-    /// What to calibrate on; none decomposes the plain weights.
-    pub calibration: Option<CalibrationInputs>,
-    /// Refit layer by layer after a calibrated decomposition.
-    pub repair: bool,
-    /// Instead of a ratio: the largest at which what is kept on held-out calibration samples falls by at most this share. Equal
-    /// top-1 classes or, of other outputs, the share of their energy that is not error.
-    pub max_drop: Option<f64>,
-    /// Images to classify before and after.
-    pub images: Option<Images>,
-    /// Decisions taken before, instead of new ones. The other options should be those of its file.
-    pub replay: Option<Replay>,
-    /// Give the plan as the text of a file, too.
-    pub plan_text: bool,
-    /// Gather what a report in pictures shows.
-    pub pictures: bool,
-    /// For its curve, other ratios to make and to classify the images at.
-    pub curve: Vec<f64>,
-    /// Stop after the plan.
-    pub dry_run: bool,
-}
-
-impl Default for Options {
-    /// [`PlanOptions::default`], verified, no gates.
-    fn default() -> Self {
-        Self {
-            groups: GroupOptions::default(),
-            plan: PlanOptions::default(),
-            verify: Some(VerifyOptions::default()),
-            gates: Gates::default(),
-            calibration: None,
-            repair: true,
-            max_drop: None,
-            images: None,
-            replay: None,
-            plan_text: false,
-            pictures: false,
-            curve: Vec::new(),
-            dry_run: false,
-        }
-    }
-}
-
-/// Bounds on the approximation error.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Gates {
-    /// Least signal-to-noise ratio in dB, on the seeded inputs.
-    pub min_snr: Option<f64>,
-    /// Least share of equal top-1 classes: on the images if there are any, else on the seeded inputs.
-    pub min_agreement: Option<f64>,
-}
+use crate::verify::verify;
 
 /// The result of a run.
 #[derive(Debug, Clone)]
@@ -157,10 +96,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
             groups: &options.groups,
-            calibration: options.calibration.as_ref(),
+            calibration: options.planned_calibration(),
             samples: made.samples,
-            held_out: options.holds_out(),
-            repair: options.repair,
         };
         PlanFile::text(original, &made.plan, &with)
     });
@@ -184,10 +121,9 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     if let Some(pictures) = &mut pictures {
         progress.stage("drawing", "following the error through the network");
         pictures.diagrams = Diagram::all(model, &grouping, &made.plan, &compiled);
-        let traced = options
-            .traced(model, scored.as_ref())
+        let followed = traced(options, model, scored.as_ref())
             .and_then(|(feeds, what)| Ok((trace(model, &made.plan, &compiled.model, &feeds, shapes)?, what)));
-        match traced {
+        match followed {
             Ok((rows, what)) => (pictures.trace, pictures.traced) = (rows, what),
             // The page is no less without it.
             Err(reason) => report.notes.push(format!("the error was not followed through the network: {reason}")),
@@ -235,99 +171,16 @@ fn remark(original: &Model, options: &Options, report: &mut Report) {
 /// Inputs on which the error is followed through the network.
 const TRACED: usize = 8;
 
-impl Options {
-    /// Some inputs on which the error is followed, and what they are: of the images, of what was calibrated on, or drawn as for verification.
-    fn traced(&self, model: &Model, images: Option<&Samples>) -> Result<(Vec<Feed>, String)> {
-        let few = |samples: &Samples| samples.feeds(0..samples.len().min(TRACED));
-        let inputs = fixed(model, &self.groups.input_shapes)?;
-        Ok(match (images, &self.calibration) {
-            (Some(images), _) => (few(images)?, "the first images".into()),
-            (None, Some(on)) => {
-                (few(&on.images.fit(model, &named(&inputs), Some(TRACED))?)?, "the first calibration samples".into())
-            }
-            (None, None) => (draw(&inputs, TRACED, self.verify.as_ref().map_or(0, |v| v.seed)), "seeded noise".into()),
-        })
-    }
-
-    /// Whether a part of the calibration samples is held out: to search by, or because a replayed plan's were.
-    pub(crate) fn holds_out(&self) -> bool {
-        let planned = || self.replay.as_ref()?.file.calibration();
-        self.max_drop.is_some() || planned().is_some_and(|c| c.held_out)
-    }
-
-    /// Refuses, before any work, what makes no sense.
-    fn validate(&self, model: &Model) -> Result<()> {
-        self.gates.validate(self)?;
-        if self.replay.is_some() && self.max_drop.is_some() {
-            return Err(Error::Options("a plan is replayed as it is: leave out --max-drop".into()));
+/// Some inputs on which the error is followed, and what they are: of the images, of what was calibrated on, or drawn as for
+/// verification.
+fn traced(options: &Options, model: &Model, images: Option<&Samples>) -> Result<(Vec<Feed>, String)> {
+    let few = |samples: &Samples| samples.feeds(0..samples.len().min(TRACED));
+    let inputs = fixed(model, &options.groups.input_shapes)?;
+    Ok(match (images, &options.calibration) {
+        (Some(images), _) => (few(images)?, "the first images".into()),
+        (None, Some(on)) => {
+            (few(&on.images.fit(model, &named(&inputs), Some(TRACED))?)?, "the first calibration samples".into())
         }
-        if let Some(drop) = self.max_drop {
-            if !(drop > 0.0 && drop < 1.0) {
-                return Err(Error::Options(format!(
-                    "--max-drop must be above 0 and below 100 %, not {:.2} %",
-                    100.0 * drop
-                )));
-            }
-            if self.calibration.is_none() {
-                return Err(Error::Options("--max-drop needs calibration: leave out --calib none".into()));
-            }
-        }
-        model.check_shape_names(&self.groups.input_shapes)
-    }
-}
-
-/// What follows from a gate that is not met.
-pub(crate) const SMALLER: &str = "nothing was written; ask for a smaller ratio";
-
-impl Gates {
-    /// Refuses, before any work, bounds that are none.
-    pub(crate) fn sound(&self) -> Result<()> {
-        if self.min_snr.is_some_and(f64::is_nan) {
-            return Err(Error::Options("--min-snr must be a number".into()));
-        }
-        if self.min_agreement.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
-            return Err(Error::Options("--min-agreement must be from 0 to 1".into()));
-        }
-        Ok(())
-    }
-
-    /// Refuses, before any work, bounds that make no sense or that nothing will measure.
-    fn validate(&self, options: &Options) -> Result<()> {
-        self.sound()?;
-        if self.min_snr.is_some() && options.verify.is_none() {
-            return Err(Error::Options("--min-snr needs verification: leave out --no-verify".into()));
-        }
-        if self.min_agreement.is_some() && options.verify.is_none() && options.images.is_none() {
-            return Err(Error::Options("--min-agreement needs verification or --images".into()));
-        }
-        Ok(())
-    }
-
-    /// Holds what was measured against the bounds; `agreement` is the share of equal top-1 classes, where there is one.
-    pub(crate) fn check(
-        &self,
-        approximation: Option<Approximation>,
-        agreement: Option<f64>,
-        advice: &'static str,
-    ) -> Result<()> {
-        let gate = |measure: &'static str, found: String, asked: String| Error::Gate { measure, found, asked, advice };
-        if let Some(least) = self.min_snr {
-            if let Some(broken) = approximation.map(|a| a.broken).filter(|broken| *broken > 0) {
-                let found = format!("not defined, as {broken} values are finite in one and not in the other");
-                return Err(gate("the signal-to-noise ratio", found, format!("{least} dB")));
-            }
-            let snr = approximation.map_or(f64::INFINITY, |a| a.snr_db.unwrap_or(f64::INFINITY));
-            if snr < least {
-                return Err(gate("the signal-to-noise ratio", format!("{snr:.2} dB"), format!("{least} dB")));
-            }
-        }
-        if let Some(least) = self.min_agreement {
-            let missing = || Error::Options("--min-agreement needs a model whose first output is class scores".into());
-            let share = agreement.ok_or_else(missing)?;
-            if share < least {
-                return Err(gate("the top-1 agreement", format!("{share:.4}"), format!("{least}")));
-            }
-        }
-        Ok(())
-    }
+        (None, None) => (draw(&inputs, TRACED, options.verify.as_ref().map_or(0, |v| v.seed)), "seeded noise".into()),
+    })
 }

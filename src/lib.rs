@@ -61,11 +61,15 @@ mod compare;
 #[cfg(feature = "verify")]
 mod compile;
 #[cfg(feature = "verify")]
+mod gates;
+#[cfg(feature = "verify")]
 mod gradient;
 #[cfg(feature = "verify")]
 mod images;
 #[cfg(feature = "verify")]
 mod make;
+#[cfg(feature = "verify")]
+mod options;
 #[cfg(feature = "verify")]
 mod picture;
 #[cfg(feature = "verify")]
@@ -78,16 +82,20 @@ mod verify;
 #[cfg(feature = "verify")]
 pub use calibrate::CalibrationInputs;
 #[cfg(feature = "verify")]
-pub use compare::{COMPARISON_VERSION, CompareOptions, Comparison, OutputRow, compare, score};
+pub use compare::{COMPARISON_VERSION, CompareOptions, Comparison, OutputRow, VerifyOptions, compare, score};
 #[cfg(feature = "verify")]
-pub use compile::{Compilation, Gates, Options, compile};
+pub use compile::{Compilation, compile};
 pub use error::{Error, Result};
 pub use factor::{Form, Scheme, Unfolding};
+#[cfg(feature = "verify")]
+pub use gates::Gates;
 pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock, Skipped, Stream, find_groups};
 #[cfg(feature = "verify")]
 pub use images::{Images, Layout, Preprocessing, Preset};
 pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
+#[cfg(feature = "verify")]
+pub use options::Options;
 #[cfg(feature = "verify")]
 pub use picture::Pictures;
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};
@@ -99,7 +107,7 @@ pub use report::{
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "verify")]
-pub use verify::{REWRITE_TOLERANCE, VerifyOptions, verify};
+pub use verify::{REWRITE_TOLERANCE, verify};
 
 /// The README's example, compiled.
 #[cfg(all(doctest, feature = "verify"))]

@@ -2,10 +2,10 @@
 
 use crate::calibrate::{Cache, Calibration, HeldOut};
 use crate::compare::Scorer;
-use crate::compile::Options;
 use crate::error::{Error, Result};
 use crate::group::Grouping;
 use crate::onnx::Model;
+use crate::options::Options;
 use crate::picture::CurvePoint;
 use crate::plan::{Calibrated, LEAST_RATIO, Plan, PlanOptions, Prospects, RankPolicy, Trials};
 use crate::progress::Progress;

@@ -2,8 +2,8 @@
 
 use crate::calibrate::HeldOut;
 use crate::compare::Scorer;
-use crate::compile::SMALLER;
 use crate::error::{Error, Result};
+use crate::gates::SMALLER;
 use crate::picture::CurvePoint;
 use crate::plan::{Plan, RankPolicy};
 use crate::progress::Progress;

@@ -1,9 +1,9 @@
 //! Two questions, never mixed. *Rewrite error*: does the written model compute what was decided? It must, to rounding, at any
 //! rank. *Approximation error*: how far is it from the original? That is reported, and a gate only if the user sets one.
 
-use crate::compare::{Tally, draw};
+use crate::compare::{Tally, VerifyOptions, draw};
 use crate::error::{Error, Result};
-use crate::onnx::{InputShape, Model};
+use crate::onnx::Model;
 use crate::plan::Plan;
 use crate::report::Verification;
 use crate::rewrite::{Compiled, reference};
@@ -12,24 +12,6 @@ use crate::runtime::{Runner, inputs};
 /// Largest rewrite error that rounding explains: f32 products summed in another order through a hundred layers
 /// stay below 1e-4 of the largest output, a wrong pad or stride is a thousand times that.
 pub const REWRITE_TOLERANCE: f64 = 5e-4;
-
-/// How models are compared.
-#[derive(Debug, Clone)]
-pub struct VerifyOptions {
-    /// Inputs to draw.
-    pub inputs: usize,
-    /// Seed of the draw.
-    pub seed: u64,
-    /// Shapes of inputs that the model leaves open.
-    pub input_shapes: Vec<InputShape>,
-}
-
-impl Default for VerifyOptions {
-    /// Four inputs, seed 0.
-    fn default() -> Self {
-        Self { inputs: 4, seed: 0, input_shapes: Vec::new() }
-    }
-}
 
 /// Runs the original, its reference and the written model on seeded inputs of standard normal values.
 ///

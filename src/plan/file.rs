@@ -5,7 +5,6 @@
 //! found, what was calibrated on. The same model, file and images give the same bytes as the run that wrote it.
 
 use super::{GroupPlan, Plan, PlanOptions, RankPolicy, SchemeChoice};
-use crate::calibrate::CalibrationInputs;
 use crate::error::{Error, Result};
 use crate::factor::{Scheme, Unfolding};
 use crate::group::{GroupBy, GroupOptions, Protocol};
@@ -166,11 +165,9 @@ pub struct PlannedCalibration {
 /// What a result follows from besides the decisions.
 pub(crate) struct Circumstances<'c> {
     pub(crate) groups: &'c GroupOptions,
-    pub(crate) calibration: Option<&'c CalibrationInputs>,
+    pub(crate) calibration: Option<PlannedCalibration>,
     /// Hash of the samples as they were fed.
     pub(crate) samples: Option<String>,
-    pub(crate) held_out: bool,
-    pub(crate) repair: bool,
 }
 
 impl PlanFile {
@@ -368,15 +365,15 @@ impl PlanFile {
             exclude: pattern(&with.groups.exclude),
             input_shape: with.groups.input_shapes.iter().map(|s| unlocated(s.to_string())).collect(),
         };
-        let calibration = with.calibration.map(|on| CalibrationEntry {
-            source: on.images.what(),
-            seed: on.images.seed(),
+        let calibration = with.calibration.as_ref().map(|on| CalibrationEntry {
+            source: on.source.clone(),
+            seed: on.seed,
             sha256: with.samples.clone(),
-            samples: unlocated(on.most),
+            samples: unlocated(on.samples),
             mirror: on.mirror,
-            held_out: with.held_out,
-            repair: with.repair,
-            preprocessing: unlocated(on.images.preprocessing().clone()),
+            held_out: on.held_out,
+            repair: on.repair,
+            preprocessing: unlocated(on.preprocessing.clone()),
         });
         let head = Head {
             version: VERSION,

@@ -1,0 +1,112 @@
+//! What a run is asked to do.
+
+use crate::calibrate::CalibrationInputs;
+use crate::compare::VerifyOptions;
+use crate::error::{Error, Result};
+use crate::gates::Gates;
+use crate::group::GroupOptions;
+use crate::images::Images;
+use crate::onnx::Model;
+use crate::plan::{PlanOptions, PlannedCalibration, Replay};
+
+/// Everything that one run is asked to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How convolutions are found and grouped.
+    pub groups: GroupOptions,
+    /// Scheme and ranks.
+    pub plan: PlanOptions,
+    /// How the result is verified; none leaves it unverified.
+    pub verify: Option<VerifyOptions>,
+    /// Bounds on the approximation, below which the result is refused.
+    pub gates: Gates,
+    /// What to calibrate on; none decomposes the plain weights.
+    pub calibration: Option<CalibrationInputs>,
+    /// Refit layer by layer after a calibrated decomposition.
+    pub repair: bool,
+    /// Instead of a ratio: the largest at which what is kept on held-out calibration samples falls by at most this share. Equal
+    /// top-1 classes or, of other outputs, the share of their energy that is not error.
+    pub max_drop: Option<f64>,
+    /// Images to classify before and after.
+    pub images: Option<Images>,
+    /// Decisions taken before, instead of new ones. The other options should be those of its file.
+    pub replay: Option<Replay>,
+    /// Give the plan as the text of a file, too.
+    pub plan_text: bool,
+    /// Gather what a report in pictures shows.
+    pub pictures: bool,
+    /// For its curve, other ratios to make and to classify the images at.
+    pub curve: Vec<f64>,
+    /// Stop after the plan.
+    pub dry_run: bool,
+}
+
+impl Default for Options {
+    /// [`PlanOptions::default`], verified, no gates.
+    fn default() -> Self {
+        Self {
+            groups: GroupOptions::default(),
+            plan: PlanOptions::default(),
+            verify: Some(VerifyOptions::default()),
+            gates: Gates::default(),
+            calibration: None,
+            repair: true,
+            max_drop: None,
+            images: None,
+            replay: None,
+            plan_text: false,
+            pictures: false,
+            curve: Vec::new(),
+            dry_run: false,
+        }
+    }
+}
+
+impl Options {
+    /// Whether a part of the calibration samples is held out: to search by, or because a replayed plan's were.
+    pub(crate) fn holds_out(&self) -> bool {
+        let planned = || self.replay.as_ref()?.file.calibration();
+        self.max_drop.is_some() || planned().is_some_and(|c| c.held_out)
+    }
+
+    /// What is calibrated on, as a plan records it.
+    pub(crate) fn planned_calibration(&self) -> Option<PlannedCalibration> {
+        let on = self.calibration.as_ref()?;
+        Some(PlannedCalibration {
+            seed: on.images.seed(),
+            source: on.images.what(),
+            samples: on.most,
+            mirror: on.mirror,
+            held_out: self.holds_out(),
+            repair: self.repair,
+            preprocessing: on.images.preprocessing().clone(),
+        })
+    }
+
+    /// Refuses, before any work, what makes no sense.
+    pub(crate) fn validate(&self, model: &Model) -> Result<()> {
+        self.gates.sound()?;
+        // Bounds that nothing will measure.
+        if self.gates.min_snr.is_some() && self.verify.is_none() {
+            return Err(Error::Options("--min-snr needs verification: leave out --no-verify".into()));
+        }
+        if self.gates.min_agreement.is_some() && self.verify.is_none() && self.images.is_none() {
+            return Err(Error::Options("--min-agreement needs verification or --images".into()));
+        }
+        if self.replay.is_some() && self.max_drop.is_some() {
+            return Err(Error::Options("a plan is replayed as it is: leave out --max-drop".into()));
+        }
+        if let Some(drop) = self.max_drop {
+            if !(drop > 0.0 && drop < 1.0) {
+                return Err(Error::Options(format!(
+                    "--max-drop must be above 0 and below 100 %, not {:.2} %",
+                    100.0 * drop
+                )));
+            }
+            if self.calibration.is_none() {
+                return Err(Error::Options("--max-drop needs calibration: leave out --calib none".into()));
+            }
+        }
+        model.check_shape_names(&self.groups.input_shapes)
+    }
+}
