@@ -91,7 +91,7 @@ Exit codes:
   1  a decomposition did not converge, or an internal error
   2  the arguments, images or labels do not fit the model or each other;
      too few calibration samples
-  3  the input cannot be read as a sound ONNX model
+  3  the input cannot be read as a sound ONNX model, or the plan cannot be read
   4  nothing to compress; the output is the input, byte for byte
   5  the ratio is out of reach; the message names the largest
   6  the rewritten model was wrong; nothing was written
@@ -99,7 +99,7 @@ Exit codes:
   8  short of --min-snr, --min-agreement or --max-drop; nothing was written
      (verify: also of --max-difference)
   9  the output cannot be written
-  10 the plan cannot be read or does not fit the model; the message names its line
+  10 the plan is not sound or does not fit the model; the message names the line
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
