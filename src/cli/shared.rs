@@ -38,7 +38,7 @@ pub(super) struct Matching {
 #[derive(Debug, Args)]
 pub(super) struct Shapes {
     /// Shape of an input that the model leaves open, as image:1,3,224,224; may be repeated
-    #[arg(long, value_name = "NAME:DIMS", help_heading = "Verification")]
+    #[arg(long, value_name = "NAME:DIMS", help_heading = "Inputs")]
     pub(super) input_shape: Vec<InputShape>,
 }
 
