@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Job::Compress(job) => compressed(*job),
         Job::Inspect(job) => inspected(&job),
         Job::Verify(job) => verified(&job),
+        Job::Text(text) => printed(&text),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -135,6 +136,11 @@ fn verified(job: &VerifyJob) -> Result<()> {
     // What was found is told whether it is near enough or not.
     tell(&job.output, || found.to_json(), &found)?;
     found.check(&job.options)
+}
+
+/// `onnx-jmd completions` and `onnx-jmd man`.
+fn printed(text: &[u8]) -> Result<()> {
+    std::io::stdout().write_all(text).map_err(|source| Error::Write { path: "standard output".into(), source })
 }
 
 /// The file of an option that may name standard output.

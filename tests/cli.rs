@@ -388,6 +388,18 @@ fn verify_on_images_gives_what_scoring_gives() {
 }
 
 #[test]
+fn shells_and_the_manual_know_every_option() {
+    let scene = Scene::new(&[]);
+    for text in ["completions bash", "completions zsh", "completions fish", "man"] {
+        let output = scene.run_exactly(text);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && ["plan", "retrained"].iter().all(|o| text.contains(o)), "{text}");
+        assert!(text.contains("inspect") && text.contains("verify"));
+    }
+    assert!(!scene.fails("completions tcl --calib none", 2).is_empty());
+}
+
+#[test]
 fn help_lists_every_exit_code() {
     let scene = Scene::new(&[]);
     let help = String::from_utf8(scene.run("--help").stdout).unwrap();

@@ -10,7 +10,7 @@ pub use inspect::InspectJob;
 pub use shared::Output;
 pub use verify::VerifyJob;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use compress::Compress;
 use inspect::Inspect;
 use onnx_jmd::Result;
@@ -47,6 +47,14 @@ pub struct Cli {
 enum Command {
     Inspect(Inspect),
     Verify(Verify),
+    /// Print completions for a shell to standard output
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page to standard output, in roff
+    Man,
 }
 
 /// What the arguments ask for.
@@ -58,6 +66,8 @@ pub enum Job {
     Inspect(InspectJob),
     /// How far two models are apart.
     Verify(Box<VerifyJob>),
+    /// A text for standard output: completions, or the manual page.
+    Text(Vec<u8>),
 }
 
 impl Cli {
@@ -70,6 +80,17 @@ impl Cli {
             None => Ok(Job::Compress(Box::new(self.compress.job()?))),
             Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
             Some(Command::Verify(verify)) => Ok(Job::Verify(Box::new(verify.job()?))),
+            Some(Command::Completions { shell }) => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Self::command(), "onnx-jmd", &mut text);
+                Ok(Job::Text(text))
+            }
+            Some(Command::Man) => {
+                let mut text = Vec::new();
+                // Writing to memory cannot fail.
+                let _ = clap_mangen::Man::new(Self::command()).render(&mut text);
+                Ok(Job::Text(text))
+            }
         }
     }
 }
