@@ -5,7 +5,7 @@ use crate::gates::Gates;
 use crate::images::{Images, Samples};
 use crate::onnx::{InputShape, Model};
 use crate::progress::{Listener, Progress};
-use crate::report::{Approximation, Change, Score, thousands};
+use crate::report::{Approximation, Change, Score, json, thousands};
 use crate::runtime::{Feed, Input, Runner, best_classes, inputs, is_scores, shapes};
 use ndarray::{ArrayD, IxDyn};
 use rand::SeedableRng;
@@ -206,8 +206,7 @@ impl Comparison {
     /// The comparison as JSON, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Strings, numbers and lists cannot fail to serialise.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        json(self)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::factor::{self, Form, Scheme, Unfolding};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::onnx::{Conv, Graph, Model};
 use crate::plan::{Members, Plan, PlanOptions, SchemeChoice};
-use crate::report::{BlockRow, LeftRow, blocks, left_alone, table, thousands};
+use crate::report::{BlockRow, LeftRow, blocks, json, left_alone, table, thousands};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -245,8 +245,7 @@ impl Inspection {
     /// The facts as JSON, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Strings, numbers and lists cannot fail to serialise.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        json(self)
     }
 }
 

@@ -78,7 +78,7 @@ fn a_model_that_mixes_types_keeps_the_others_whole() {
 }
 
 #[test]
-fn what_the_type_cannot_hold_is_refused() {
+fn infinite_halves_are_refused() {
     let mut model = decode(&small_resnet(3));
     for tensor in &mut model.graph.as_mut().unwrap().initializer {
         let raw = tensor.raw_data.take().unwrap_or_default();

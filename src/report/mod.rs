@@ -128,6 +128,12 @@ impl GroupRow {
     }
 }
 
+/// Facts as JSON, ending in a newline.
+pub(crate) fn json(facts: &impl Serialize) -> String {
+    // Strings, numbers and lists cannot fail to serialise.
+    serde_json::to_string_pretty(facts).unwrap_or_default() + "\n"
+}
+
 /// The number in a group's name.
 pub(crate) fn number(group: &str) -> usize {
     group.trim_start_matches('g').parse().unwrap_or(usize::MAX)
@@ -336,7 +342,6 @@ impl Report {
     /// The report as JSON, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
-        // Strings, numbers and lists cannot fail to serialise.
-        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+        json(self)
     }
 }
