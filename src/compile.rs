@@ -9,7 +9,7 @@ use crate::make::make;
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
-use crate::plan::{Circumstances, PlanFile};
+use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
 use crate::report::{Change, Report};
 use crate::rewrite::narrowed;
@@ -34,7 +34,7 @@ pub struct Compilation {
 /// Finds groups, calibrates, plans, decomposes, repairs, rewrites, verifies and scores. `progress` hears of each stage.
 ///
 /// # Errors
-/// Those of [`Plan::build`](crate::Plan::build), [`apply`](crate::apply), [`verify`] and [`score`](crate::score), and
+/// Those of [`Plan::build`], [`apply`](crate::apply), [`verify`] and [`score`](crate::score), and
 /// [`Error::Gate`]; of a replay [`Error::Plan`].
 pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
     let progress = Progress::new(progress);
@@ -69,7 +69,20 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         _ => None,
     };
-    let made = match make(model, &grouping, options, scorer.as_ref(), &progress) {
+    let mut made = make(model, &grouping, options, scorer.as_ref(), &progress);
+    let mut uncalibrated = None;
+    let by_weights = Options { calibration: None, ..options.clone() };
+    let optional = options.max_drop.is_none() && options.calibration.as_ref().is_some_and(|c| c.optional);
+    let options = match &made {
+        Err(Error::Images { reason, .. } | Error::Unavailable { reason, .. }) if optional => {
+            progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
+            uncalibrated = Some(format!("not calibrated, the plain weights decided: {reason}"));
+            made = make(model, &grouping, &by_weights, scorer.as_ref(), &progress);
+            &by_weights
+        }
+        _ => options,
+    };
+    let made = match made {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
@@ -88,6 +101,12 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     if let Some(replay) = &options.replay {
         report.plan = Some(replay.file.path().display().to_string());
         report.notes = replay.notes(original, made.samples.as_deref());
+    }
+    report.notes.extend(uncalibrated);
+    report.notes.extend(blind(&made.plan));
+    if let Some((_, rewritten)) = model.legalised().filter(|copy| !copy.1.is_empty()) {
+        let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
+        report.notes.push(format!("tract ran an equivalent copy of the models, with other operators for {names}"));
     }
     if let (Some(_), Some(precision)) = (&wide, original.kernel_precision()) {
         let name = precision.data_type().as_str_name();
@@ -136,8 +155,24 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     remark(original, options, &mut report);
     let approximation = report.verification.as_ref().map(|v| v.approximation);
     let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
+    // A bound on the outputs is not kept by those of parts.
+    if let Some(parts) =
+        report.verification.as_ref().and_then(|v| v.parts.clone()).filter(|_| options.gates.min_snr.is_some())
+    {
+        return Err(Error::Unavailable { what: "the model".into(), reason: parts.reason });
+    }
     options.gates.check(approximation, agreement, SMALLER)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// Which layers were decomposed by their plain weights in spite of samples.
+fn blind(plan: &Plan) -> Option<String> {
+    let sights = plan.sights.as_ref()?;
+    let blind = plan.groups.iter().flat_map(|g| &g.members).filter(|&&m| sights[m].moment.is_blind());
+    let names: Vec<&str> = blind.map(|&m| plan.convs[m].name.as_str()).collect();
+    let note =
+        || format!("decomposed by plain weights, as they read more values than the samples tell: {}", names.join(", "));
+    (!names.is_empty()).then(note)
 }
 
 /// What a reader of the report should know of the result.

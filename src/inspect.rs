@@ -131,8 +131,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
     let graph = Graph::new(model)?;
     grouping.convs.iter().try_for_each(Conv::check_finite)?;
     let input = |(name, element_type, dims)| InputRow { name, element_type, dims };
-    let known = |c: &Conv| Some(c.macs([c.output_extent[0]?, c.output_extent[1]?]));
-    let macs: Option<u64> = grouping.convs.iter().map(known).sum();
+    let macs: Option<u64> = grouping.convs.iter().map(Conv::known_macs).sum();
     let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
     let groups = grouping.groups.par_iter().with_max_len(1).map(|group| {
         let members = || group.members.iter().map(|&m| &grouping.convs[m]);
@@ -142,7 +141,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
             members: members().map(|c| c.name.clone()).collect(),
             kernels: members().map(|c| c.shape).collect(),
             weights: members().map(Conv::weights).sum(),
-            macs: members().map(known).sum(),
+            macs: members().map(Conv::known_macs).sum(),
             spectra: spectra(&grouping, &group.members)?,
         })
     });

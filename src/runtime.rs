@@ -93,13 +93,14 @@ pub(crate) fn shapes(inputs: &[Input]) -> Vec<(&str, &[usize])> {
 const LARGEST_INPUT: usize = 1 << 28;
 
 impl Runner {
-    /// Loads and optimises a model for the given inputs. `what` names it in errors.
+    /// Loads and optimises a model, or an equivalent copy that tract can load, for the given inputs. `what` names it in errors.
     ///
     /// # Errors
     /// [`Error::Unavailable`] with tract's reason.
     pub(crate) fn load(model: &Model, inputs: &[Input], what: &'static str) -> Result<Self> {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
-        let bytes = model.to_bytes();
+        let copy = model.legalised();
+        let bytes = copy.as_ref().map_or(model, |(copy, _)| copy).to_bytes();
         let load = || -> TractResult<(Arc<TypedRunnableModel>, Vec<DatumType>)> {
             let mut graph = tract_onnx::onnx().with_ignore_value_info(true).model_for_read(&mut &bytes[..])?;
             let mut types = Vec::new();

@@ -5,9 +5,9 @@ use crate::compare::{Tally, VerifyOptions, draw};
 use crate::error::{Error, Result};
 use crate::onnx::Model;
 use crate::plan::Plan;
-use crate::report::Verification;
+use crate::report::{Approximation, Parts, Verification};
 use crate::rewrite::{Compiled, reference};
-use crate::runtime::{Runner, inputs};
+use crate::runtime::{Input, Runner, inputs};
 
 /// Largest rewrite error that rounding explains: f32 products summed in another order through a hundred layers
 /// stay below 1e-4 of the largest output, a wrong pad or stride is a thousand times that.
@@ -18,7 +18,16 @@ pub const REWRITE_TOLERANCE: f64 = 5e-4;
 /// # Errors
 /// [`Error::Unavailable`] if tract cannot run one of them, [`Error::Options`] if an input's shape is open. A rewrite
 /// error beyond [`REWRITE_TOLERANCE`] is [`Error::RewriteWrong`].
+///
+/// Where tract cannot run the original, each decomposed convolution is run by itself instead, and [`Verification::parts`] says so.
 pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOptions) -> Result<Verification> {
+    match whole(model, plan, compiled, options) {
+        Err(Error::Unavailable { what, reason }) => parts(model, plan, compiled, options, what, reason),
+        other => other,
+    }
+}
+
+fn whole(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOptions) -> Result<Verification> {
     let inputs = inputs(model, &options.input_shapes)?;
     let feeds = draw(&inputs, options.inputs, options.seed);
     // One model at a time, so that only one is in memory.
@@ -31,14 +40,58 @@ pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyO
         tally.add(a, b);
         tally
     };
-    let rewrite_error = tally(&decided, &written).largest_difference();
+    let approximation = tally(&original, &written).approximation();
+    found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None)
+}
+
+/// What was found, unless the rewrite was wrong.
+fn found(
+    inputs: usize,
+    rewrite_error: f64,
+    approximation: Approximation,
+    parts: Option<Parts>,
+) -> Result<Verification> {
     if rewrite_error > REWRITE_TOLERANCE {
         return Err(Error::RewriteWrong { error: rewrite_error, tolerance: REWRITE_TOLERANCE });
     }
-    Ok(Verification {
-        inputs: feeds.len(),
-        rewrite_error,
-        rewrite_tolerance: REWRITE_TOLERANCE,
-        approximation: tally(&original, &written).approximation(),
-    })
+    Ok(Verification { inputs, parts, rewrite_error, rewrite_tolerance: REWRITE_TOLERANCE, approximation })
+}
+
+/// Each decomposed convolution by itself: of the original, of the reference, and what the written model has instead.
+fn parts(
+    model: &Model,
+    plan: &Plan,
+    compiled: &Compiled,
+    options: &VerifyOptions,
+    what: String,
+    reason: String,
+) -> Result<Verification> {
+    let reference = reference(model, plan, compiled)?;
+    let members = plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
+    let (mut approximation, mut largest) = (Tally::default(), 0.0f64);
+    let (mut checked, mut unchecked) = (0, Vec::new());
+    for conv in members {
+        let dims = conv.sample_shape();
+        let known = |name: &str| (name == conv.input).then(|| dims.clone());
+        let input = [Input::floats(conv.input.clone(), dims.clone())];
+        let feeds = draw(&input, options.inputs, options.seed);
+        let run = |model: &Model| {
+            Runner::load(&model.stretch(&known, &[&conv.output])?, &input, "a part of the model")?.run_all(&feeds)
+        };
+        match (run(model), run(&reference), run(&compiled.model)) {
+            (Ok(original), Ok(decided), Ok(written)) => {
+                approximation.add(&original, &written);
+                let mut rewrite = Tally::default();
+                rewrite.add(&decided, &written);
+                largest = largest.max(rewrite.largest_difference());
+                checked += 1;
+            }
+            _ => unchecked.push(conv.name.clone()),
+        }
+    }
+    if checked == 0 {
+        return Err(Error::Unavailable { what, reason });
+    }
+    let approximation = Approximation { agreement: None, ..approximation.approximation() };
+    found(options.inputs, largest, approximation, Some(Parts { checked, unchecked, reason }))
 }

@@ -1,7 +1,7 @@
 //! How much a deviation of each convolution's output moves the network's outputs, channel by channel.
 
-use super::Calibration;
 use super::known::{Known, Probe};
+use super::{Calibration, view};
 use crate::error::Result;
 use crate::gradient::Backward;
 use crate::onnx::{Conv, Graph, Model};
@@ -37,7 +37,7 @@ impl Calibration {
         let probe = Probe::new(model, &values, &self.inputs, 1, &nothing, &HashSet::new())?;
         let count = IMAGES.min(self.count);
         let mut sums: Vec<Option<(Array2<f64>, f64)>> =
-            convs.iter().map(|c| Some((Array2::zeros((c.shape[0], c.shape[0])), 0.0))).collect();
+            convs.iter().map(|c| (!self.is_blind(c)).then(|| (Array2::zeros((c.shape[0], c.shape[0])), 0.0))).collect();
         for from in (0..count).step_by(PORTION) {
             let portion: Vec<usize> = (from..(from + PORTION).min(count)).collect();
             let feeds: Vec<Feed> = self.samples.feeds(portion.iter().map(|i| i * self.count / count))?;
@@ -71,10 +71,10 @@ impl Calibration {
     }
 }
 
-/// `[1, out, height, width]` as `out × pixels`.
+/// What a convolution writes as `out × pixels`.
 fn pixels(g: ArrayD<f32>, conv: &Conv) -> Option<Array2<f32>> {
-    let out = conv.shape[0];
-    let columns = g.len() / out;
-    let fits = g.shape().get(1) == Some(&out) && g.iter().all(|x| x.is_finite());
-    if fits { g.as_standard_layout().into_owned().into_shape_with_order((out, columns)).ok() } else { None }
+    let image = view::written(conv, &g).ok().filter(|i| i.dim().0 == conv.shape[0])?;
+    let columns = g.len() / conv.shape[0];
+    let flat = image.to_shape((conv.shape[0], columns)).ok()?.into_owned();
+    flat.iter().all(|x| x.is_finite()).then_some(flat)
 }

@@ -7,20 +7,21 @@ mod gradients;
 mod held_out;
 mod known;
 mod repair;
+mod view;
 mod watch;
 
 pub(crate) use cache::Cache;
 pub(crate) use held_out::HeldOut;
 
 use crate::error::{Error, Result};
-use crate::factor::{Geometry, Moment};
+use crate::factor::Moment;
 use crate::images::{Images, Samples};
 use crate::onnx::{Conv, Graph, InputShape, Model, hex};
 use crate::plan::Sight;
 use crate::progress::Progress;
 use crate::runtime::{Feed, Input, inputs, shapes};
 use known::{Known, MOST_BYTES, Probe};
-use ndarray::{Array2, ArrayD, ArrayView3, Axis, Ix4};
+use ndarray::{Array2, ArrayD, ArrayView3, Axis};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
@@ -38,6 +39,9 @@ const LEAST_ROWS: usize = 32_000;
 /// Rows of one convolution at most, which bounds what its targets and, while it is refitted, its inputs take in memory.
 const MOST_ROWS: usize = 40_000;
 
+/// Values that a fully connected layer reads at most, if it is to be fitted to what it sees: their products take two gigabytes.
+const WIDEST_DENSE: usize = 16_384;
+
 /// What to calibrate on.
 #[derive(Debug, Clone)]
 pub struct CalibrationInputs {
@@ -49,6 +53,8 @@ pub struct CalibrationInputs {
     pub mirror: bool,
     /// A folder in which what was found out is kept, and looked for.
     pub cache: Option<PathBuf>,
+    /// Nobody asked for it: where the model reads no pictures, or tract cannot run it, the plain weights decide.
+    pub optional: bool,
 }
 
 /// Images to calibrate on.
@@ -164,25 +170,24 @@ impl Calibration {
             .zip(&addends)
             .map(|(c, addend)| (place(&c.input), place(&c.output), addend.as_ref().map(|a| place(&a.0))))
             .collect();
-        let mut seen_by: Vec<Gathered> = convs.iter().map(Gathered::new).collect();
+        let mut seen_by: Vec<Gathered> = convs.iter().map(|c| Gathered::new(c, self.is_blind(c))).collect();
         self.run(model, &values, 1, &Known::default(), &mut |images, seen| {
             if images[0] == 0 {
-                let pixels = |place: usize| seen[0][place].shape().iter().skip(2).product::<usize>();
-                self.check_enough(convs.iter().zip(&places).map(|(conv, place)| (conv, pixels(place.1))))?;
+                let seeing = convs.iter().zip(&places).filter(|(c, _)| !self.is_blind(c));
+                self.check_enough(seeing.map(|(c, place)| (c, view::pixels(c, &seen[0][place.1]))))?;
             }
             seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
                 let mut rows = Vec::new();
                 let step = self.step(conv);
                 for (image, &number) in seen.iter().zip(images).filter(|(_, number)| number.is_multiple_of(step)) {
-                    let pixels = self.pixels(conv, image[place.1].shape().iter().skip(2).product(), number);
-                    rows.push(geometry(conv)?.rows(plane(&image[place.0], &conv.input)?, &pixels));
-                    let output = plane(&image[place.1], &conv.output)?;
-                    let mut target = at_pixels(output, &pixels);
+                    let pixels = self.pixels(conv, view::pixels(conv, &image[place.1]), number);
+                    rows.push(view::geometry(conv)?.rows(view::read(conv, &image[place.0])?.view(), &pixels));
+                    let mut target = at_pixels(view::written(conv, &image[place.1])?.view(), &pixels);
                     if let Some(other) = place.2 {
                         // A value that is spread over channels or pixels is not repaired along.
                         kept.alike &= image[other].shape() == image[place.1].shape();
                         if kept.alike {
-                            target += &at_pixels(plane(&image[other], &conv.output)?, &pixels);
+                            target += &at_pixels(view::written(conv, &image[other])?.view(), &pixels);
                         }
                     }
                     kept.targets.extend(target.iter());
@@ -208,6 +213,12 @@ impl Calibration {
             sights.push(Sight::new(kept.moment, gradient).map_err(|reason| numerical(conv, reason))?);
         }
         Ok(Observations { sights: sights.into(), targets, addends })
+    }
+
+    /// Whether a fully connected layer reads more values than the samples can tell about: its plain weights are decomposed.
+    fn is_blind(&self, conv: &Conv) -> bool {
+        let rows = self.count.saturating_mul(conv.extents().1.iter().product());
+        conv.kind.is_dense() && (columns(conv) > WIDEST_DENSE || columns(conv) > COLUMNS_PER_ROW * rows)
     }
 
     /// Refuses samples that leave most of what some convolution's moment must tell open; with each the pixels of its output.
@@ -255,26 +266,14 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(conv: &Conv) -> Self {
-        Self { moment: Moment::new(columns(conv), 0), targets: Vec::new(), alike: true }
+    fn new(conv: &Conv, blind: bool) -> Self {
+        let moment = if blind { Moment::of_means(columns(conv)) } else { Moment::new(columns(conv), 0) };
+        Self { moment, targets: Vec::new(), alike: true }
     }
-}
-
-fn geometry(conv: &Conv) -> Result<Geometry> {
-    let open =
-        || Error::Options(format!("the padding of '{}' depends on the input's size: give --input-shape", conv.name));
-    conv.geometry().ok_or_else(open)
 }
 
 fn columns(conv: &Conv) -> usize {
     conv.shape[1..].iter().product()
-}
-
-/// `[1, channels, height, width]` without its first axis.
-fn plane<'v>(value: &'v ArrayD<f32>, name: &str) -> Result<ArrayView3<'v, f32>> {
-    let four = value.view().into_dimensionality::<Ix4>().ok().filter(|v| v.len_of(Axis(0)) == 1);
-    let odd = || Error::Options(format!("value '{name}' is {:?}, not one image of channels", value.shape()));
-    four.map(|v| v.index_axis_move(Axis(0), 0)).ok_or_else(odd)
 }
 
 /// `pixels × channels` of a value.
@@ -293,7 +292,7 @@ fn joined(parts: &[Array2<f32>]) -> Array2<f32> {
 fn addend(graph: &Graph<'_>, value: &str) -> Option<(String, String)> {
     let (index, position) = graph.only_reader(value)?;
     let node = &graph.nodes()[index];
-    let other = node.input.get(1 - position.min(1)).filter(|o| graph.constant(o).is_none())?;
+    let other = node.input.get(1 - position.min(1)).filter(|o| !graph.is_constant(o))?;
     (node.op_type() == "Add" && node.input.len() == 2).then(|| (other.clone(), node.output[0].clone()))
 }
 

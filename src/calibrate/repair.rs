@@ -13,7 +13,7 @@
 
 use super::activation::Window;
 use super::known::{Known, Stack};
-use super::{Calibration, Observations, at_pixels, columns, geometry, joined, numerical, plane};
+use super::{Calibration, Observations, at_pixels, columns, joined, numerical, view};
 use crate::error::{Error, Result};
 use crate::factor::{self, Factors, Moment, Refit, Seen};
 use crate::onnx::{Conv, Dense, Graph, Model};
@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::rewrite::{Amends, Compiled, assemble, rewritten};
 use ndarray::{Array1, Array2, Array4, Axis, s};
 use rayon::prelude::*;
+use std::collections::HashSet;
 
 /// Turns between the factors of a convolution when it is refitted.
 const SWEEPS: usize = 6;
@@ -100,9 +101,15 @@ impl Calibration {
             at: 0,
         };
         let items = progress.items("refitting", plan.convs.len());
+        let decomposed: HashSet<usize> =
+            plan.groups.iter().flat_map(|g| &g.members).map(|&m| plan.convs[m].node).collect();
+        let mut heads = Dense::heads(&repair.graph);
+        heads.retain(|h| h.weight.nrows() <= WIDEST_HEAD && !decomposed.contains(&h.node));
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
             let whole_without_bias = place.is_none() && conv.bias.is_none() && conv.batch_norm.is_none();
-            if conv.effective_bias().is_none() || whole_without_bias {
+            let blind = repair.observed.sights[index].moment.is_blind();
+            let head = heads.iter().any(|h| h.node == conv.node);
+            if conv.effective_bias().is_none() || whole_without_bias || head || blind {
                 continue;
             }
             repair.at = index;
@@ -113,7 +120,7 @@ impl Calibration {
             repair.update(&changed)?;
             items.done(&conv.name);
         }
-        for head in Dense::heads(&repair.graph) {
+        for head in heads {
             repair.head(head)?;
         }
         assemble(model, plan, repair.factors, repair.amends)
@@ -169,11 +176,8 @@ impl Repair<'_> {
         Ok(vec![index])
     }
 
-    /// Gives a fully connected layer at an output the weights that restore it, unless it is too wide.
+    /// Gives a fully connected layer at an output the weights that restore it.
     fn head(&mut self, head: Dense) -> Result<()> {
-        if head.weight.nrows() > WIDEST_HEAD {
-            return Ok(());
-        }
         let wanted = self.calibration.rows(self.model, &head.output, &Known::default())?;
         let given = self.calibration.rows(&self.small, &head.input, &self.known)?;
         if wanted.ncols() != head.weight.ncols() || given.ncols() != head.weight.nrows() {
@@ -223,8 +227,8 @@ impl Repair<'_> {
         let mut seen: Vec<Stack> = values.iter().map(|_| Stack::new(step)).collect();
         calibration.run(&self.small, &values, step, &self.known, &mut |images, portion| {
             let pixels = portion.iter().zip(images).map(|(image, &number)| {
-                let input = plane(&image[0], &conv.input)?;
-                let [out_h, out_w] = geometry(conv)?.output([input.dim().1, input.dim().2]);
+                let input = view::read(conv, &image[0])?;
+                let [out_h, out_w] = view::geometry(conv)?.output([input.dim().1, input.dim().2]);
                 Ok(calibration.pixels(conv, out_h * out_w, number))
             });
             let pixels = pixels.collect::<Result<Vec<Vec<usize>>>>()?;
@@ -237,8 +241,8 @@ impl Repair<'_> {
                 free = rest;
             }
             let each = portion.par_iter().zip(&pixels).zip(places).with_max_len(1).map(|((image, pixels), place)| {
-                geometry(conv)?.write_rows(plane(&image[0], &conv.input)?, pixels, place);
-                values.get(1).map(|value| Ok(at_pixels(plane(&image[1], value)?, pixels))).transpose()
+                view::geometry(conv)?.write_rows(view::read(conv, &image[0])?.view(), pixels, place);
+                values.get(1).map(|_| Ok(at_pixels(view::written(conv, &image[1])?.view(), pixels))).transpose()
             });
             added.extend(each.collect::<Result<Vec<_>>>()?.into_iter().flatten());
             for image in portion {

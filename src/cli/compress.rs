@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// What a plan from a file has decided already.
-const PLANNED: [&str; 18] = [
+const PLANNED: [&str; 19] = [
     "ratio",
     "rank_rate",
     "max_drop",
@@ -25,6 +25,7 @@ const PLANNED: [&str; 18] = [
     "keep_bn",
     "protocol",
     "allow_more_macs",
+    "unshare",
     "calib_samples",
     "no_mirror",
     "no_repair",
@@ -81,6 +82,10 @@ pub(super) struct Compress {
     /// Allow more multiply-accumulates than the input has (with --rank-rate: than each group has)
     #[arg(long, help_heading = "What to do")]
     allow_more_macs: bool,
+    /// Store a factor that several convolutions share once for each of them, for targets that keep weights a layer; the ratio
+    /// then counts every copy
+    #[arg(long, help_heading = "What to do")]
+    unshare: bool,
 
     /// Print the plan and write no model
     #[arg(long, help_heading = "What to do")]
@@ -272,6 +277,7 @@ impl Compress {
                     policy: self.policy()?,
                     iterations: self.iterations,
                     allow_more_macs: more_macs,
+                    unshare: self.unshare,
                     align: usize::from(self.align),
                 };
                 (plan, self.matching.options(Vec::new()))
@@ -388,13 +394,14 @@ struct Asked {
 
 impl Asked {
     fn anew(self, preprocessing: &Preprocessing) -> Result<Option<CalibrationInputs>> {
+        let optional = self.source.is_none();
         let unasked = if self.verified { CalibrationSource::Drawn } else { CalibrationSource::None };
         let images = match self.source.unwrap_or(unasked) {
             CalibrationSource::None => return Ok(None),
             CalibrationSource::Drawn => Images::drawn(self.seed, self.samples, preprocessing)?,
             CalibrationSource::Path(path) => Images::open(&path, None, preprocessing)?,
         };
-        Ok(Some(CalibrationInputs { images, most: self.samples, mirror: self.mirror, cache: None }))
+        Ok(Some(CalibrationInputs { images, most: self.samples, mirror: self.mirror, cache: None, optional }))
     }
 
     /// As a plan was, on the samples given.
@@ -422,6 +429,6 @@ impl Asked {
             (Some(CalibrationSource::Path(path)), _) => Images::open(path, None, preprocessing)?,
         };
         let (most, mirror) = (planned.samples, planned.mirror);
-        Ok(Some(CalibrationInputs { images, most, mirror, cache: None }))
+        Ok(Some(CalibrationInputs { images, most, mirror, cache: None, optional: false }))
     }
 }

@@ -2,7 +2,7 @@
 //! what the output should be.
 
 use super::linalg::{add_gram_f32, add_product_f32, product};
-use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, s};
+use ndarray::{Array1, Array2, Array4, ArrayView2, ArrayView3, ArrayViewMut2, Axis, s};
 
 /// Kernel size, strides, dilations and pads of a convolution: all that turns an input into rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,10 +58,17 @@ impl Geometry {
     }
 }
 
+/// Rows that are centred at a time.
+const PART: usize = 2048;
+
 /// Sums over rows `x` and, where given, outputs `y` that should follow from them.
 #[derive(Debug, Clone)]
 pub struct Moment {
     rows: f64,
+    /// What is taken from each row before it is added, about its mean: of inputs that hardly vary, the squares would leave nothing
+    /// of their differences.
+    centre: Array1<f64>,
+    /// `Σ x`, of rows less the centre, as are all products.
     x: Array1<f64>,
     /// `Σ x·xᵀ`, lower half; empty once it is narrow.
     xx: Array2<f64>,
@@ -79,6 +86,7 @@ impl Moment {
     pub fn new(inputs: usize, outputs: usize) -> Self {
         Self {
             rows: 0.0,
+            centre: Array1::zeros(inputs),
             x: Array1::zeros(inputs),
             xx: Array2::zeros((inputs, inputs)),
             narrow: None,
@@ -88,14 +96,43 @@ impl Moment {
         }
     }
 
+    /// One that keeps the mean alone: of inputs too many for their products.
+    #[must_use]
+    pub fn of_means(inputs: usize) -> Self {
+        Self { centre: Array1::zeros(inputs), x: Array1::zeros(inputs), ..Self::new(0, 0) }
+    }
+
+    /// Whether only the mean is known.
+    #[must_use]
+    pub fn is_blind(&self) -> bool {
+        !self.x.is_empty() && self.xx.is_empty() && self.narrow.as_ref().is_none_or(Vec::is_empty)
+    }
+
     /// Adds rows and their outputs. Products are taken in f32 and summed in f64.
     pub fn add(&mut self, x: ArrayView2<'_, f32>, y: Option<ArrayView2<'_, f32>>) {
-        self.rows += x.nrows() as f64;
-        add_rows(&mut self.x, x);
-        add_gram_f32(&mut self.xx, x);
-        if let Some(y) = y {
-            self.add_outputs(x, y);
+        if self.rows == 0.0 {
+            // As f32 holds it: what is taken away is what is given back.
+            self.centre = x.mean_axis(Axis(0)).map_or_else(|| self.centre.clone(), |mean| mean.mapv(f64::from));
         }
+        self.rows += x.nrows() as f64;
+        for (at, part) in self.parts(x) {
+            add_rows(&mut self.x, part.view());
+            if !self.xx.is_empty() {
+                add_gram_f32(&mut self.xx, part.view());
+            }
+            if let Some(y) = y {
+                self.add_outputs(part.view(), y.slice(s![at..at + part.nrows(), ..]));
+            }
+        }
+    }
+
+    /// Rows less the centre, some at a time, each time with the number of the first.
+    fn parts<'x>(&self, x: ArrayView2<'x, f32>) -> impl Iterator<Item = (usize, Array2<f32>)> + use<'x> {
+        let centre = self.centre.mapv(|c| c as f32);
+        (0..x.nrows()).step_by(PART).map(move |at| {
+            let part = x.slice_move(s![at..(at + PART).min(x.nrows()), ..]);
+            (at, &part - &centre)
+        })
     }
 
     fn add_outputs(&mut self, x: ArrayView2<'_, f32>, y: ArrayView2<'_, f32>) {
@@ -109,31 +146,41 @@ impl Moment {
     pub fn without_covariance(&self) -> Self {
         let (x, y) = (self.x.clone(), self.y.clone());
         let (xx, narrow) = (Array2::zeros((0, 0)), None);
-        Self { rows: self.rows, x, xx, narrow, y, xy: self.xy.clone(), yy: self.yy.clone() }
+        let (xy, yy) = (self.xy.clone(), self.yy.clone());
+        Self { rows: self.rows, centre: self.centre.clone(), x, xx, narrow, y, xy, yy }
     }
 
     /// Keeps `Σ x·xᵀ` in a quarter of the memory from now on: for one that gets no more rows. What that rounds off is far below what a
     /// covariance gets as a ridge.
     pub fn narrow(&mut self) {
+        let (n, mean) = (self.rows.max(1.0), &self.x / self.rows.max(1.0));
         let rows = self.xx.outer_iter().enumerate();
-        self.narrow = Some(rows.flat_map(|(i, row)| row.slice_move(s![..=i]).mapv(|sum| sum as f32)).collect());
+        let centred = rows.flat_map(|(i, row)| {
+            let row = row.slice_move(s![..=i]);
+            row.iter().zip(&mean).map(|(sum, m)| (sum - n * mean[i] * m) as f32).collect::<Vec<f32>>()
+        });
+        self.narrow = Some(centred.collect());
+        self.centre += &mean;
+        self.x.fill(0.0);
         self.xx = Array2::zeros((0, 0));
     }
 
-    /// Rows, `Σ x` and the lower half of `Σ x·xᵀ` of one that is narrow and has no outputs.
+    /// Rows, mean and the lower half of `Σ (x − E x)(x − E x)ᵀ` of one that is narrow and has no outputs.
     pub(crate) fn stored(&self) -> Option<(f64, &[f64], &[f32])> {
-        self.narrow.as_ref().filter(|_| self.y.is_empty()).and_then(|xx| Some((self.rows, self.x.as_slice()?, &xx[..])))
+        let narrow = self.narrow.as_ref().filter(|_| self.y.is_empty());
+        narrow.and_then(|xx| Some((self.rows, self.centre.as_slice()?, &xx[..])))
     }
 
     /// The same from what [`Moment::stored`] gave; none if the sizes contradict each other.
-    pub(crate) fn from_stored((rows, x, xx): (f64, Vec<f64>, Vec<f32>)) -> Option<Self> {
-        let n = x.len();
-        let fits = n.checked_mul(n + 1).is_some_and(|twice| twice / 2 == xx.len());
+    pub(crate) fn from_stored((rows, mean, xx): (f64, Vec<f64>, Vec<f32>)) -> Option<Self> {
+        let n = mean.len();
+        let fits = xx.is_empty() || n.checked_mul(n + 1).is_some_and(|twice| twice / 2 == xx.len());
         if !fits {
             return None;
         }
         let mut moment = Self::new(0, 0);
-        (moment.rows, moment.x, moment.narrow) = (rows, Array1::from(x), Some(xx));
+        (moment.rows, moment.centre, moment.narrow) = (rows, Array1::from(mean), Some(xx));
+        moment.x = Array1::zeros(n);
         Some(moment)
     }
 
@@ -142,12 +189,25 @@ impl Moment {
         self.y.fill(0.0);
         self.yy.fill(0.0);
         self.xy.fill(0.0);
-        self.add_outputs(x, y);
+        for (at, part) in self.parts(x) {
+            self.add_outputs(part.view(), y.slice(s![at..at + part.nrows(), ..]));
+        }
+    }
+
+    /// How many rows were added.
+    #[must_use]
+    pub fn rows(&self) -> f64 {
+        self.rows
     }
 
     /// `E[x]`.
     #[must_use]
     pub fn mean(&self) -> Array1<f64> {
+        &self.centre + &self.centred_mean()
+    }
+
+    /// `E[x]` less the centre.
+    fn centred_mean(&self) -> Array1<f64> {
         &self.x / self.rows.max(1.0)
     }
 
@@ -160,7 +220,7 @@ impl Moment {
     /// `E[(x − E x)(x − E x)ᵀ]`, its rows and columns in this order of the columns of `x`.
     #[must_use]
     pub fn covariance(&self, order: &[usize]) -> Array2<f64> {
-        let (mean, n) = (self.mean(), self.rows.max(1.0));
+        let (mean, n) = (self.centred_mean(), self.rows.max(1.0));
         match &self.narrow {
             Some(sums) => centred(&|i, j| f64::from(sums[i * (i + 1) / 2 + j]), &mean, n, order),
             None => centred(&|i, j| self.xx[[i, j]], &mean, n, order),
@@ -177,7 +237,7 @@ impl Moment {
     /// `E[(x − E x)(y − E y)ᵀ]`.
     #[must_use]
     pub fn cross_covariance(&self) -> Array2<f64> {
-        let (n, x, y) = (self.rows.max(1.0), self.mean(), self.output_mean());
+        let (n, x, y) = (self.rows.max(1.0), self.centred_mean(), self.output_mean());
         Array2::from_shape_fn(self.xy.dim(), |(i, j)| self.xy[[i, j]] / n - x[i] * y[j])
     }
 }
@@ -241,5 +301,16 @@ mod tests {
         let cross = [(1.0 + 10.0) * third - 3.0, (2.0 + 16.0) * third - 4.0];
         assert!(moment.cross_covariance().iter().zip(cross).all(|(a, b)| (a - b).abs() < 1e-12));
         assert!((moment.output_covariance()[[0, 0]] - (5.0 * third - 1.0)).abs() < 1e-12);
+        // Far from zero the squares are beyond f32's digits, the differences are not.
+        let mut far = Moment::new(2, 1);
+        far.add((&x + 65536.0).view(), Some(y.view()));
+        let near = |found: Array2<f64>| found.iter().zip(expected.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(near(far.covariance(&[0, 1])));
+        assert!(far.cross_covariance().iter().zip(cross).all(|(a, b)| (a - b).abs() < 1e-6));
+        assert!((far.mean()[0] - 65539.0).abs() < 1e-9);
+        let mut narrow = Moment::new(2, 0);
+        narrow.add((&x + 65536.0).view(), None);
+        narrow.narrow();
+        assert!(near(narrow.covariance(&[0, 1])) && (narrow.mean()[0] - 65539.0).abs() < 1e-9);
     }
 }

@@ -25,6 +25,12 @@ pub struct ChainForm {
 }
 
 impl ChainForm {
+    /// The same with every factor stored once a member.
+    #[must_use]
+    pub fn unshared(&self) -> Self {
+        Self { first: Ownership::Own, core: self.core.map(|_| Ownership::Own), last: Ownership::Own, ..*self }
+    }
+
     /// The side whose factor is an orthonormal basis; the other factor is the projection on it and carries
     /// the singular values. Of two factors a shared one is always the basis.
     #[must_use]
@@ -260,16 +266,26 @@ pub fn parameters(chains: &[ChainForm], ranks: &[usize], shapes: &[[usize; 4]]) 
 }
 
 /// Multiply-accumulates of one member's chains for an input and an output of these heights and widths. Between the factors a
-/// value is as large as the input along the axes that the last factor slides over, and as the output along the others.
+/// value is as large as the input along the axes that the last factor slides over, and as the output along the others. A
+/// convolution multiplies at each pixel that it writes, a `transposed` one at each that it reads.
 #[must_use]
-pub fn macs(chains: &[ChainForm], ranks: &[usize], shape: [usize; 4], input: [usize; 2], output: [usize; 2]) -> u64 {
+pub fn macs(
+    chains: &[ChainForm],
+    ranks: &[usize],
+    shape: [usize; 4],
+    [input, output]: [[usize; 2]; 2],
+    transposed: bool,
+) -> u64 {
     let chains = chains.iter().zip(ranks).map(|(chain, &rank)| {
         let (_, last) = chain.unfolding.extents(shape);
-        let between = |axis: usize| if last[axis] > 1 { input[axis] } else { output[axis] } as u64;
-        let product = |factors: &[u64]| factors.iter().fold(1u64, |n, &f| n.saturating_mul(f));
-        let each = chain.sizes(rank, shape).into_iter().enumerate().map(|(at, (_, size))| match at {
-            0 => product(&[size as u64, between(0), between(1)]),
-            _ => product(&[size as u64, output[0] as u64, output[1] as u64]),
+        let between = [0, 1].map(|axis| if last[axis] > 1 { input[axis] } else { output[axis] });
+        let each = chain.sizes(rank, shape).into_iter().enumerate().map(|(at, (_, size))| {
+            let [height, width] = match (at, transposed) {
+                (0, true) => input,
+                (0, false) | (1, true) => between,
+                _ => output,
+            };
+            [height, width].iter().fold(size as u64, |n, &d| n.saturating_mul(d as u64))
         });
         each.fold(0, u64::saturating_add)
     });

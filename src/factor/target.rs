@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 const OUTPUT_FLOOR: f64 = 1e-9;
 /// Added to the diagonal of a covariance, relative to its mean.
 const METRIC_RIDGE: f64 = 1e-5;
+/// The most that is added.
+const MOST_RIDGE: f64 = 0.1;
 /// Added to the diagonal of the approximate inverse that conjugate gradients start each step from, relative to its mean.
 const PRECONDITIONER_RIDGE: f64 = 1e-4;
 
@@ -87,7 +89,7 @@ impl Target {
     pub(super) fn of_kernel(form: &ChainForm, kernel: ArrayView4<'_, f64>, seen: &Seen<'_>) -> Self {
         let kernel = seen.weigh(kernel);
         let shape: [usize; 4] = kernel.dim().into();
-        let metric = regular(seen.moment.covariance(&order(form, shape)));
+        let metric = regular(seen.moment, &order(form, shape));
         let stacked = stacked(form.unfolding.unfold(kernel.view()).view(), shape[0]);
         let product = product(metric.view(), stacked.view());
         let energy = (&stacked * &product).sum();
@@ -96,7 +98,7 @@ impl Target {
 
     /// The outputs that the moments were taken with.
     pub(super) fn of_outputs(form: &ChainForm, shape: [usize; 4], seen: &Seen<'_>) -> Self {
-        let metric = regular(seen.moment.covariance(&order(form, shape)));
+        let metric = regular(seen.moment, &order(form, shape));
         let mut target = Self::new(form, shape, metric, Array2::zeros((0, 0)), 0.0);
         target.set_outputs(form, shape, seen);
         target
@@ -184,10 +186,18 @@ impl Target {
     }
 }
 
-/// `Σ + ridge·mean(diag Σ)·I`: what inputs never do decides next to nothing, and nothing is divided by zero.
-fn regular(mut metric: Array2<f64>) -> Array2<f64> {
+/// `Σ + ridge·mean(diag Σ)·I`: what inputs never do decides next to nothing, and nothing is divided by zero. Of rows hardly more
+/// than columns, rounding may leave more than the ridge: then it grows.
+fn regular(moment: &Moment, order: &[usize]) -> Array2<f64> {
+    let mut metric = moment.covariance(order);
     let mean = metric.diag().mean().unwrap_or(0.0);
-    metric.diag_mut().mapv_inplace(|d| d + METRIC_RIDGE * mean);
+    let mut ridge = METRIC_RIDGE;
+    metric.diag_mut().mapv_inplace(|d| d + ridge * mean);
+    let few = moment.rows() < 2.0 * order.len() as f64;
+    while few && mean > 0.0 && ridge < MOST_RIDGE && Positive::new(&metric, 0.0).is_err() {
+        metric.diag_mut().mapv_inplace(|d| d + 9.0 * ridge * mean);
+        ridge *= 10.0;
+    }
     metric
 }
 

@@ -78,7 +78,7 @@ fn regions<'m>(graph: &Graph<'m>, rank: &HashMap<usize, usize>) -> Vec<Region<'m
         let readers = nodes[index].output.iter().flat_map(|o| next(o));
         post[index] = readers.reduce(|a, b| meet(&post, a, b)).unwrap_or(exit);
     }
-    let inputs = graph.proto().input.iter().map(|i| i.name()).filter(|i| graph.constant(i).is_none());
+    let inputs = graph.proto().input.iter().map(|i| i.name()).filter(|i| !graph.is_constant(i));
     let values = inputs.chain(graph.order().iter().flat_map(|&n| nodes[n].output.iter().map(String::as_str)));
     let mut regions = Vec::new();
     for entry in values {

@@ -10,7 +10,7 @@ pub use protocol::Protocol;
 pub use stream::Stream;
 
 use crate::error::{Error, Result};
-use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY};
+use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, is_layer};
 use regex::Regex;
 use std::collections::BTreeMap;
 
@@ -93,10 +93,16 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         let node = &graph.nodes()[index];
         let unknown = |name: String, reason: SkipReason| Skipped { name, reason, macs: None };
         let owner = || crate::onnx::label(node);
+        let function =
+            model.proto().functions.iter().find(|f| f.name() == node.op_type() && f.domain() == node.domain());
+        skipped.extend(function.into_iter().flat_map(|f| f.node.iter()).filter(|n| role::is_conv(n)).map(|n| {
+            let within = SkipReason::InFunction { function: node.op_type().to_owned() };
+            unknown(format!("{}/{}", owner(), crate::onnx::label(n)), within)
+        }));
         skipped
             .extend(role::inner_convs(node).into_iter().map(|n| unknown(n, SkipReason::InSubgraph { node: owner() })));
-        if !role::is_conv(node) {
-            if node.op_type() == "Conv" {
+        if !is_layer(&graph, node) {
+            if matches!(node.op_type(), "Conv" | "ConvTranspose") {
                 skipped.push(unknown(owner(), SkipReason::ForeignDomain { domain: node.domain().to_owned() }));
             }
             continue;
@@ -107,8 +113,9 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
                 let node = &graph.nodes()[index];
                 let kernel = node.input.get(1).and_then(|w| graph.constant(w));
                 let weights = kernel.map(|t| t.dims.iter().map(|&d| d.unsigned_abs()).fold(1, u64::saturating_mul));
-                let extent = node.output.first().map_or([None; 2], |o| resolutions.extent(o));
-                let pixels = extent[0].zip(extent[1]).map(|(h, w)| (h as u64).saturating_mul(w as u64));
+                let sizes = node.output.first().map_or(&[][..], |o| resolutions.spatial(o));
+                let known = |pixels: u64, size: &Option<usize>| Some(pixels.saturating_mul((*size)? as u64));
+                let pixels = sizes.iter().try_fold(1, known).filter(|_| !sizes.is_empty());
                 let macs = weights.zip(pixels).map(|(w, p)| w.saturating_mul(p));
                 skipped.push(Skipped { name: crate::onnx::label(node), reason, macs });
             }
@@ -116,10 +123,11 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     }
     if options.protocol == Some(Protocol::Paper) {
         // Of all of them, whatever is left out besides.
-        let all = graph.order().iter().filter(|&&index| role::is_conv(&graph.nodes()[index]));
+        let all = graph.order().iter().filter(|&&index| is_layer(&graph, &graph.nodes()[index]));
         let all = all.filter_map(|&index| Conv::new(&graph, &resolutions, index, !options.keep_batch_norm).ok());
         let all: Vec<Conv> = all.collect();
-        let whole = protocol::left_whole(all.len(), &stream::streams(&graph, &all));
+        let dense: Vec<bool> = all.iter().map(|c| c.kind.is_dense()).collect();
+        let whole = protocol::left_whole(&dense, &stream::streams(&graph, &all));
         let no_stage =
             || Error::Options("--protocol paper is for residual networks; this one has no stage of blocks".into());
         let whole = whole.ok_or_else(no_stage)?;
@@ -128,7 +136,7 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
             skipped.extend(reason.map(|part| Skipped {
                 name: conv.name.clone(),
                 reason: SkipReason::Protocol { part },
-                macs: conv.output_extent[0].zip(conv.output_extent[1]).map(|(h, w)| conv.macs([h, w])),
+                macs: conv.known_macs(),
             }));
             reason.is_none()
         });
@@ -162,13 +170,14 @@ fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: Group
     let mut groups: Vec<Group> = Vec::new();
     for (index, conv) in convs.iter().enumerate() {
         let [out, inputs, kh, kw] = conv.shape;
+        let family = conv.kind.family();
         let (role, key) = match by {
             GroupBy::Role => {
                 let role = role::of(graph, conv);
                 let level = resolutions.level(&role.exit);
-                (role.text.clone(), format!("{} {out} {kh}x{kw} {level:?}", role.text))
+                (role.text.clone(), format!("{} {family} {out} {kh}x{kw} {level:?}", role.text))
             }
-            GroupBy::Shape => ("equal shape".to_owned(), format!("{out} {inputs} {kh}x{kw}")),
+            GroupBy::Shape => ("equal shape".to_owned(), format!("{family} {out} {inputs} {kh}x{kw}")),
         };
         let at = *place.entry(key).or_insert(groups.len());
         if at == groups.len() {

@@ -6,14 +6,14 @@ use super::Stream;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// That of arXiv 2107.04386, §V: the stem, the first stage and the shortcuts stay whole.
+    /// That of arXiv 2107.04386, §V: the stem, the first stage, the shortcuts and fully connected layers stay whole.
     Paper,
 }
 
-/// For each of `count` convolutions in graph order why the paper leaves it whole, if it does; nothing for a network without
+/// For each convolution in graph order, of which some are `dense` layers, why the paper leaves it whole, if it does; nothing for a network without
 /// residual stages. A stage's convolutions are those up to the last one that writes its residual stream; a shortcut's reads one
 /// stream and writes the next.
-pub(super) fn left_whole(count: usize, streams: &[Stream]) -> Option<Vec<Option<&'static str>>> {
+pub(super) fn left_whole(dense: &[bool], streams: &[Stream]) -> Option<Vec<Option<&'static str>>> {
     // What a single convolution writes, as the stem before bottlenecks, is no stage's.
     let stages = || streams.iter().filter(|s| s.writers.len() > 1);
     let end = 1 + stages().min_by_key(|s| s.writers[0])?.writers.last()?;
@@ -22,11 +22,12 @@ pub(super) fn left_whole(count: usize, streams: &[Stream]) -> Option<Vec<Option<
         written.next().is_some() && streams.iter().any(|s| s.readers.contains(&conv))
     };
     let reason = |conv: usize| match conv {
+        head if dense[head] => Some("fully connected layers"),
         early if early < end => Some("the stem and the first stage"),
         conv if shortcut(conv) => Some("shortcuts"),
         _ => None,
     };
-    Some((0..count).map(reason).collect())
+    Some((0..dense.len()).map(reason).collect())
 }
 
 #[cfg(test)]
@@ -41,10 +42,10 @@ mod tests {
             readers: readers.to_vec(),
             writers: writers.to_vec(),
         };
-        let whole = left_whole(8, &[stream(&[1, 3, 5], &[0, 2]), stream(&[6], &[4, 5, 7])]).unwrap();
+        let whole = left_whole(&[false; 8], &[stream(&[1, 3, 5], &[0, 2]), stream(&[6], &[4, 5, 7])]).unwrap();
         let kept: Vec<usize> = (0..8).filter(|&i| whole[i].is_none()).collect();
         assert_eq!(kept, [3, 4, 6, 7]);
-        assert!(left_whole(8, &[stream(&[1, 2], &[0])]).is_none());
+        assert!(left_whole(&[false; 8], &[stream(&[1, 2], &[0])]).is_none());
         assert_eq!((whole[0], whole[5]), (Some("the stem and the first stage"), Some("shortcuts")));
     }
 }

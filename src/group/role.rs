@@ -25,7 +25,7 @@ pub(super) fn inner_convs(node: &NodeProto) -> Vec<String> {
 }
 
 pub(super) fn is_conv(node: &NodeProto) -> bool {
-    node.op_type() == "Conv" && is_standard(node)
+    matches!(node.op_type(), "Conv" | "ConvTranspose") && is_standard(node)
 }
 
 /// Operators that a role looks through.
@@ -36,7 +36,7 @@ pub(super) fn is_transparent(node: &NodeProto) -> bool {
 /// Inputs that are not constant: the data that flows.
 pub(super) fn data_inputs<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Vec<&'m str> {
     let inputs = node.input.iter().map(String::as_str);
-    inputs.filter(|i| !i.is_empty() && graph.constant(i).is_none()).collect()
+    inputs.filter(|i| !i.is_empty() && !graph.is_constant(i)).collect()
 }
 
 pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
@@ -87,8 +87,10 @@ pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
             _ => break node.op_type().to_owned(),
         }
     };
-    let [_, _, kh, kw] = conv.shape;
-    let here = format!("●{kh}x{kw}");
+    let here = match conv.kind.window() {
+        Some(_) => format!("●{}", sizes(&conv.kind.spatial([conv.shape[2], conv.shape[3]]))),
+        None => format!("●{}", conv.kind.op_type()),
+    };
     let steps = std::iter::once(begins).chain(up).chain([here]).chain(down).chain([ends]);
     Role { text: steps.collect::<Vec<_>>().join(" → "), exit: value.to_owned() }
 }
@@ -102,9 +104,14 @@ fn label(graph: &Graph<'_>, node: &NodeProto) -> Option<String> {
         return Some(node.op_type().to_owned());
     }
     let dims = node.input.get(1).and_then(|w| graph.constant(w)).map_or(&[][..], |t| &t.dims[..]);
-    let size: Vec<String> = dims.iter().skip(2).map(i64::to_string).collect();
     let grouped = dims.get(1).is_some_and(|&i| i == 1);
-    Some(format!("Conv{}{}", size.join("x"), if grouped { "/grouped" } else { "" }))
+    let size = dims.get(2..).map_or(String::new(), sizes);
+    Some(format!("{}{size}{}", node.op_type(), if grouped { "/grouped" } else { "" }))
+}
+
+/// `3x3`.
+fn sizes(extents: &[impl ToString]) -> String {
+    extents.iter().map(ToString::to_string).collect::<Vec<_>>().join("x")
 }
 
 fn is_fork(graph: &Graph<'_>, value: &str) -> bool {

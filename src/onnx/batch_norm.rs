@@ -1,6 +1,6 @@
-//! A `BatchNormalization` that a convolution can absorb.
+//! A `BatchNormalization`, or the `Add` of a bias, that a convolution can absorb.
 
-use super::graph::Graph;
+use super::graph::{Graph, is_standard};
 use super::{attributes, tensor::read_floats};
 
 /// Inference-time batch normalisation as an affine map per output channel: `y = scale·x + shift`, with
@@ -8,6 +8,8 @@ use super::{attributes, tensor::read_floats};
 #[derive(Debug, Clone)]
 pub(crate) struct BatchNorm {
     pub(crate) node: usize,
+    /// Where among its inputs `β` stands.
+    pub(crate) place: usize,
     pub(crate) scale: Vec<f64>,
     pub(crate) shift: Vec<f64>,
     /// `β` as stored.
@@ -44,11 +46,38 @@ impl BatchNorm {
         let own = (1..5).filter(|&i| graph.constant_uses(&node.input[i]) == 1).count();
         finite.then(|| Self {
             node: index,
+            place: 2,
             scale,
             shift,
             beta,
             output: node.output[0].clone(),
             own_parameters: (own * channels) as u64,
+        })
+    }
+
+    /// The `Add` of a constant, one number a channel along the last axis, that reads `value` when nothing else does: `y = x + β`.
+    pub(super) fn adding(graph: &Graph<'_>, value: &str, channels: usize) -> Option<Self> {
+        let (index, position) = graph.only_reader(value)?;
+        let node = &graph.nodes()[index];
+        if node.op_type() != "Add" || !is_standard(node) || node.input.len() != 2 {
+            return None;
+        }
+        let place = 1 - position.min(1);
+        let stored = read_floats(&graph.folded(&node.input[place])?)?;
+        let fits = stored.len() == channels
+            && stored.shape().last() == Some(&channels)
+            && stored.iter().all(|v| v.is_finite())
+            && stored.ndim() <= 3;
+        let beta: Vec<f64> = stored.iter().map(|&x| f64::from(x)).collect();
+        let own = graph.constant_uses(&node.input[place]) == 1;
+        fits.then(|| Self {
+            node: index,
+            place,
+            scale: vec![1.0; channels],
+            shift: beta.clone(),
+            beta,
+            output: node.output[0].clone(),
+            own_parameters: if own { channels as u64 } else { 0 },
         })
     }
 }

@@ -1,38 +1,35 @@
 //! One convolution, its attributes resolved and validated, or the reason why it is left alone.
 
 use super::graph::{Graph, label};
+use super::kind::Kind;
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
-use super::shapes::{Extent, LARGEST, Resolutions};
+use super::shapes::Resolutions;
+use super::window::{Padding, Window};
 use super::{BatchNorm, attributes, tensor};
 use crate::error::{Error, Result};
-#[cfg(feature = "verify")]
-use crate::factor::Geometry;
+use crate::factor::{self, ChainForm};
 use ndarray::{Array1, Array4, Axis};
 use std::fmt;
 
-/// A two-dimensional convolution with a constant kernel that nothing else uses, and the batch norm behind
-/// it if that is to be folded in.
+/// A convolution, or what computes one (a transposed convolution, a fully connected layer), with a constant kernel that nothing
+/// else uses, and the batch norm behind it if that is to be folded in.
 #[derive(Debug, Clone)]
 pub struct Conv {
     /// The node's name, or its operator and output where it has none.
     pub name: String,
     /// Name of the kernel's tensor.
     pub kernel_name: String,
-    /// Kernel shape `[out, in, kh, kw]`.
+    /// Kernel shape `[out, in, kh, kw]`: of one spatial axis `kh` is one, of three `kw` counts the last two, of a fully connected
+    /// layer both are one.
     pub shape: [usize; 4],
-    /// Strides, height then width.
-    pub strides: [usize; 2],
-    /// Dilations, height then width.
-    pub dilations: [usize; 2],
-    /// Zeros added at top, left, bottom and right; none where `auto_pad` leaves them to an input size that is not known.
-    pub pads: Option<[usize; 4]>,
-    /// `SAME_UPPER` or `SAME_LOWER`, which the factors then say themselves.
-    pub auto_pad: Option<String>,
-    /// Height and width of the input, where known.
+    /// Height and width of the input, where known; of one or three spatial axes as in `shape`.
     pub input_extent: [Option<usize>; 2],
     /// Height and width of the output, where known.
     pub output_extent: [Option<usize>; 2],
     pub(crate) node: usize,
+    pub(crate) kind: Kind,
+    /// Zeros before each spatial axis, then after each; none where `auto_pad` leaves them to an input size that is not known.
+    pub(crate) pads: Option<Vec<usize>>,
     pub(crate) input: String,
     /// The value that carries the result: the batch norm's output if one is folded in.
     pub(crate) output: String,
@@ -49,7 +46,7 @@ pub struct Conv {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// Conv1d, Conv3d or something else without two spatial axes.
+    /// Neither one, two nor three spatial axes.
     Axes {
         /// Axes of the kernel.
         axes: usize,
@@ -74,12 +71,22 @@ pub enum SkipReason {
         /// ONNX's name of the type.
         element_type: String,
     },
+    /// The kernel is stored in integers.
+    KernelQuantized {
+        /// The value that the node reads.
+        value: String,
+    },
     /// Another node reads the same kernel.
     KernelReused {
         /// The initializer.
         tensor: String,
         /// How many readings.
         uses: usize,
+    },
+    /// It stands in a local function of the model.
+    InFunction {
+        /// The function.
+        function: String,
     },
     /// It stands in a subgraph of `If`, `Loop` or `Scan`.
     InSubgraph {
@@ -96,6 +103,8 @@ pub enum SkipReason {
         /// What contradicts.
         what: String,
     },
+    /// A transposed convolution says its output's size, and its input's is not known.
+    OpenPads,
     /// This tool wrote it.
     AlreadyFactored,
     /// Excluded by the user.
@@ -112,7 +121,7 @@ pub enum SkipReason {
 impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Axes { axes } => write!(f, "its kernel has {axes} axes; two-dimensional convolutions have 4"),
+            Self::Axes { axes } => write!(f, "its kernel has {axes} axes, not two and one to three spatial ones"),
             Self::Grouped { channel_groups } => {
                 write!(f, "grouped convolution (group = {channel_groups})")
             }
@@ -125,12 +134,18 @@ impl fmt::Display for SkipReason {
             Self::KernelType { element_type } => {
                 write!(f, "its kernel is {element_type}; only FLOAT is decomposed")
             }
+            Self::KernelQuantized { value } => write!(
+                f,
+                "its kernel '{value}' is quantized, and its factors in floating point could take more: compress first, then quantize"
+            ),
             Self::KernelReused { tensor, uses } => {
                 write!(f, "its kernel '{tensor}' is read {uses} times")
             }
+            Self::InFunction { function } => write!(f, "it stands in the local function '{function}': inline it first"),
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
             Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),
             Self::Inconsistent { what } => write!(f, "{what}"),
+            Self::OpenPads => write!(f, "its output_shape or auto_pad leaves its pads open"),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
             Self::Protocol { part } => write!(f, "the protocol leaves {part} whole"),
@@ -140,7 +155,7 @@ impl fmt::Display for SkipReason {
 }
 
 impl Conv {
-    /// Validates one `Conv` node. `fold` says whether a batch norm behind it becomes part of it.
+    /// Validates one node. `fold` says whether a batch norm behind it becomes part of it.
     pub(crate) fn new(
         graph: &Graph<'_>,
         resolutions: &Resolutions,
@@ -152,22 +167,17 @@ impl Conv {
         let (Some(input), Some(weight)) = (node.input.first(), node.input.get(1)) else {
             return Err(inconsistent("it has no kernel".into()));
         };
-        let Some(tensor) = graph.constant(weight) else {
-            return Err(if graph.is_overridable(weight) {
-                SkipReason::KernelOverridable { tensor: weight.clone() }
-            } else {
-                SkipReason::KernelComputed { value: weight.clone() }
-            });
-        };
+        let Some(tensor) = graph.folded(weight) else { return Err(unknown_kernel(graph, weight)) };
         let channel_groups = attributes::int(node, "group").unwrap_or(1);
         if channel_groups != 1 {
             return Err(SkipReason::Grouped { channel_groups });
         }
         let dims: Vec<usize> = tensor.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
-        let shape: [usize; 4] = dims[..].try_into().map_err(|_| SkipReason::Axes { axes: dims.len() })?;
-        if shape.contains(&0) {
-            return Err(inconsistent(format!("its kernel has an empty axis: {shape:?}")));
+        if dims.contains(&0) {
+            return Err(inconsistent(format!("its kernel has an empty axis: {dims:?}")));
         }
+        let kind = kind(node, &dims, resolutions)?;
+        // Types other than float32 come here as copies in it.
         if tensor.data_type() != DataType::Float as i32 {
             let element_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
             return Err(SkipReason::KernelType { element_type: element_type.as_str_name().into() });
@@ -176,50 +186,43 @@ impl Conv {
         if uses != 1 {
             return Err(SkipReason::KernelReused { tensor: weight.clone(), uses });
         }
-        let pair = |name: &str| match attributes::ints(node, name) {
-            None => Ok([1, 1]),
-            Some(&[a, b]) if [a, b].iter().all(|v| (1..=LARGEST).contains(v)) => Ok([a as usize, b as usize]),
-            Some(other) => Err(inconsistent(format!("its {name} are {other:?}"))),
-        };
-        if let Some(stated) = attributes::ints(node, "kernel_shape")
-            && *stated != [shape[2] as i64, shape[3] as i64]
-        {
-            return Err(inconsistent(format!("its kernel_shape {stated:?} is not its kernel's {:?}", &shape[2..])));
-        }
-        let (strides, dilations) = (pair("strides")?, pair("dilations")?);
-        let input_extent = resolutions.extent(input);
-        let auto_pad = attributes::string(node, "auto_pad").filter(|a| a.starts_with("SAME")).map(str::to_owned);
-        let pads = pads(node, &shape, strides, dilations, input_extent)?;
+        let shape = kind.shape(&dims).ok_or(SkipReason::Axes { axes: dims.len() })?;
         let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
-        let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(graph.constant(b)?));
+        let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(&graph.folded(b)?));
         let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().map(|&x| f64::from(x)).collect());
-        if bias_values.as_ref().is_some_and(|b| b.len() != shape[0]) {
+        let fits = |b: &Vec<f64>| b.len() == shape[0];
+        if !kind.is_dense() && bias_values.as_ref().is_some_and(|b| !fits(b)) {
             return Err(inconsistent(format!("its bias does not have {} elements", shape[0])));
         }
+        // That of a fully connected layer may be any matrix or number that is as large when broadcast.
+        let bias_values = bias_values.filter(fits);
         let Some(written) = node.output.first() else {
             return Err(inconsistent("it has no output".into()));
         };
         let foldable = fold && (bias.is_none() || bias_values.is_some());
-        let batch_norm = if foldable { BatchNorm::reading(graph, written, shape[0]) } else { None };
+        let batch_norm = match kind {
+            Kind::MatMul => BatchNorm::adding(graph, written, shape[0]),
+            _ if foldable => BatchNorm::reading(graph, written, shape[0]),
+            _ => None,
+        };
         let output = batch_norm.as_ref().map_or(written, |b| &b.output).clone();
+        let extent = |value: &str| kind.extent(resolutions.shape(value));
         Ok(Self {
             name: label(node),
             kernel_name: weight.clone(),
             shape,
-            strides,
-            dilations,
-            pads,
-            auto_pad,
-            input_extent,
-            output_extent: resolutions.extent(&output),
+            pads: kind.window().map_or(Some(Vec::new()), |w| w.pads(resolutions.spatial(input))),
+            input_extent: extent(input),
+            output_extent: extent(written),
             node: index,
             input: input.clone(),
             output,
             batch_norm,
-            kernel: tensor.clone(),
+            kernel: tensor,
             own_bias: bias.as_ref().is_some_and(|b| graph.constant_uses(b) == 1),
             bias,
             bias_values,
+            kind,
         })
     }
 
@@ -227,7 +230,9 @@ impl Conv {
     #[must_use]
     pub fn kernel(&self) -> Array4<f64> {
         // Type and shape were checked when the node was.
-        let kernel = tensor::read_kernel(&self.kernel).unwrap_or_default();
+        let dims: Vec<usize> = self.kernel.dims.iter().map(|&d| d as usize).collect();
+        let elements = tensor::floats(&self.kernel).map(f64::from).collect();
+        let kernel = self.kind.read(&dims, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
             None => kernel,
@@ -261,17 +266,6 @@ impl Conv {
         }
     }
 
-    /// How the kernel slides; none if its padding is not known.
-    #[cfg(feature = "verify")]
-    pub(crate) fn geometry(&self) -> Option<Geometry> {
-        Some(Geometry {
-            kernel: [self.shape[2], self.shape[3]],
-            strides: self.strides,
-            dilations: self.dilations,
-            pads: self.pads?,
-        })
-    }
-
     /// Stored parameters that folding the batch norm takes away, the new bias counted; negative if it adds some.
     pub(crate) fn folded_parameters(&self) -> i64 {
         let Some(norm) = &self.batch_norm else { return 0 };
@@ -287,67 +281,116 @@ impl Conv {
 
     /// Input and output sizes; where they are not known, those of a large output.
     pub(crate) fn extents(&self) -> ([usize; 2], [usize; 2]) {
-        const LARGE: usize = 64;
-        let output = self.output_extent.map(|n| n.unwrap_or(LARGE));
-        let input = [0, 1].map(|axis| self.input_extent[axis].unwrap_or(output[axis] * self.strides[axis]));
-        (input, output)
+        let otherwise = match self.kind {
+            Kind::Gemm { .. } => [1, 1],
+            Kind::MatMul => [1, LARGE],
+            _ => [LARGE, LARGE],
+        };
+        let known = |extent: [Option<usize>; 2]| [0, 1].map(|axis| extent[axis].unwrap_or(otherwise[axis]));
+        let strides = self.kind.strides();
+        let (input, output) = (known(self.input_extent), known(self.output_extent));
+        // Of one that is known the other follows, about.
+        if self.kind.is_transposed() {
+            (input, [0, 1].map(|axis| self.output_extent[axis].unwrap_or(input[axis] * strides[axis])))
+        } else {
+            ([0, 1].map(|axis| self.input_extent[axis].unwrap_or(output[axis] * strides[axis])), output)
+        }
     }
 
-    /// Multiply-accumulates for an output of this height and width.
+    /// A shape of what it reads, one image of it, at which every tap of the kernel and every stride takes part.
+    #[cfg(feature = "verify")]
+    pub(crate) fn sample_shape(&self) -> Vec<usize> {
+        let inputs = self.shape[1];
+        let Some(window) = self.kind.window() else { return vec![2, inputs] };
+        let mut dims = vec![1, inputs];
+        // Where the file says the size of an output, the input has but one.
+        match (self.kind.is_transposed(), window.kernel.len(), self.input_extent) {
+            (true, 1, [_, Some(width)]) => dims.push(width),
+            (true, 2, [Some(height), Some(width)]) => dims.extend([height, width]),
+            _ => dims.extend((0..window.kernel.len()).map(|axis| window.reach(axis) + 2 * window.strides[axis] + 1)),
+        }
+        dims
+    }
+
+    /// Multiply-accumulates, if the sizes of input and output are known.
     #[must_use]
-    pub fn macs(&self, [height, width]: [usize; 2]) -> u64 {
+    pub fn known_macs(&self) -> Option<u64> {
+        let known = |extent: [Option<usize>; 2]| Some([extent[0]?, extent[1]?]);
+        Some(self.macs((known(self.input_extent)?, known(self.output_extent)?)))
+    }
+
+    /// Multiply-accumulates for an input and an output of these heights and widths.
+    pub(crate) fn macs(&self, (input, output): ([usize; 2], [usize; 2])) -> u64 {
+        // A transposed convolution multiplies each pixel that it reads, others each that they write.
+        let [height, width] = if self.kind.is_transposed() { input } else { output };
         self.weights().saturating_mul(height as u64).saturating_mul(width as u64)
     }
 
-    /// Multiply-accumulates of some convolutions as they are, for outputs of [`Conv::extents`].
-    pub(crate) fn total_macs<'c>(convs: impl Iterator<Item = &'c Self>) -> u64 {
-        convs.map(|c| c.macs(c.extents().1)).fold(0, u64::saturating_add)
+    /// The same of the factors of some chains.
+    pub(crate) fn macs_of(
+        &self,
+        chains: &[ChainForm],
+        ranks: &[usize],
+        (input, output): ([usize; 2], [usize; 2]),
+    ) -> u64 {
+        factor::macs(chains, ranks, self.shape, [input, output], self.kind.is_transposed())
     }
+
+    /// Multiply-accumulates of some convolutions as they are, for sizes of [`Conv::extents`].
+    pub(crate) fn total_macs<'c>(convs: impl Iterator<Item = &'c Self>) -> u64 {
+        convs.map(|c| c.macs(c.extents())).fold(0, u64::saturating_add)
+    }
+}
+
+/// Height and width that an unknown size is taken for.
+const LARGE: usize = 64;
+
+/// The operator of a node with a kernel of these dimensions.
+fn kind(node: &NodeProto, dims: &[usize], resolutions: &Resolutions) -> Result<Kind, SkipReason> {
+    let inconsistent = |what: String| SkipReason::Inconsistent { what };
+    let window = || match dims {
+        [_, _, spatial @ ..] if (1..=3).contains(&spatial.len()) => Window::of(node, spatial).map_err(inconsistent),
+        _ => Err(SkipReason::Axes { axes: dims.len() }),
+    };
+    let matrix =
+        || if dims.len() == 2 { Ok(()) } else { Err(inconsistent(format!("its weight is no matrix: {dims:?}"))) };
+    match node.op_type() {
+        "ConvTranspose" => {
+            let window = window()?.closed(node, resolutions.spatial(&node.input[0]));
+            let open = !matches!(window.padding, Padding::Given(_));
+            if open { Err(SkipReason::OpenPads) } else { Ok(Kind::ConvTranspose(window)) }
+        }
+        "Gemm" => {
+            matrix()?;
+            let one = |name: &str| attributes::float(node, name).unwrap_or(1.0) == 1.0;
+            if !one("alpha") || !one("beta") || attributes::int(node, "transA").unwrap_or(0) != 0 {
+                return Err(inconsistent("its alpha or beta is not 1, or it has transA".into()));
+            }
+            Ok(Kind::Gemm { transposed: attributes::int(node, "transB").unwrap_or(0) != 0 })
+        }
+        "MatMul" => matrix().map(|()| Kind::MatMul),
+        _ => window().map(Kind::Conv),
+    }
+}
+
+/// Why there is no tensor behind the kernel of a node.
+fn unknown_kernel(graph: &Graph<'_>, weight: &str) -> SkipReason {
+    if graph.is_overridable(weight) {
+        return SkipReason::KernelOverridable { tensor: weight.to_owned() };
+    }
+    let mut name = weight;
+    while let Some(node) = graph.producer(name).map(|n| &graph.nodes()[n]).filter(|_| graph.is_constant(name)) {
+        if node.op_type() == "DequantizeLinear" {
+            return SkipReason::KernelQuantized { value: weight.to_owned() };
+        }
+        let Some(input) = node.input.first() else { break };
+        name = input;
+    }
+    SkipReason::KernelComputed { value: weight.to_owned() }
 }
 
 /// Multiplies each output channel of a kernel.
 fn per_output(kernel: Array4<f64>, factors: impl Iterator<Item = f64>) -> Array4<f64> {
     let factors = Array1::from_iter(factors);
     kernel * factors.insert_axis(Axis(1)).insert_axis(Axis(2)).insert_axis(Axis(3))
-}
-
-/// More padding than this is taken for damage.
-const LARGEST_PAD: i64 = 4096;
-
-/// Pads `[top, left, bottom, right]`, with `auto_pad` resolved where the input's size is known (ONNX operator Conv).
-fn pads(
-    node: &NodeProto,
-    shape: &[usize; 4],
-    strides: [usize; 2],
-    dilations: [usize; 2],
-    extent: Extent,
-) -> Result<Option<[usize; 4]>, SkipReason> {
-    let upper = match attributes::string(node, "auto_pad").unwrap_or("NOTSET") {
-        "VALID" => return Ok(Some([0; 4])),
-        "NOTSET" | "" => {
-            let fits = |pads: &[i64]| pads.len() == 4 && pads.iter().all(|p| (0..=LARGEST_PAD).contains(p));
-            return match attributes::ints(node, "pads") {
-                None => Ok(Some([0; 4])),
-                Some(pads) if fits(pads) => Ok(Some(std::array::from_fn(|i| pads[i] as usize))),
-                Some(other) => Err(SkipReason::Inconsistent { what: format!("its pads are {other:?}") }),
-            };
-        }
-        "SAME_UPPER" => true,
-        "SAME_LOWER" => false,
-        other => return Err(SkipReason::Inconsistent { what: format!("its auto_pad is '{other}'") }),
-    };
-    let mut pads = [0; 4];
-    for axis in 0..2 {
-        let reach = dilations[axis] * (shape[2 + axis] - 1) + 1;
-        // At stride one the padding does not depend on the input's size.
-        let total = match (strides[axis], extent[axis]) {
-            (1, _) => reach - 1,
-            (stride, Some(n)) => (n.div_ceil(stride).saturating_sub(1) * stride + reach).saturating_sub(n),
-            (_, None) => return Ok(None),
-        };
-        let small = total / 2;
-        pads[axis] = if upper { small } else { total - small };
-        pads[axis + 2] = if upper { total - small } else { small };
-    }
-    Ok(Some(pads))
 }

@@ -1,6 +1,7 @@
 //! A read-only index over a model's main graph: who writes a value, who reads it, what is constant.
 
 use super::Model;
+use super::folding::folds;
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -16,7 +17,11 @@ pub(crate) struct Graph<'m> {
     overridable: HashSet<&'m str>,
     /// Tensors behind names that are constant.
     constants: HashMap<&'m str, &'m TensorProto>,
+    /// Values that no input of the graph changes.
+    fixed: HashSet<&'m str>,
     order: Vec<usize>,
+    /// Whether an output follows from a node.
+    live: Vec<bool>,
     opset: i64,
 }
 
@@ -57,8 +62,10 @@ impl<'m> Graph<'m> {
             consumers: HashMap::new(),
             overridable: HashSet::new(),
             constants: HashMap::new(),
+            fixed: HashSet::new(),
             initializers,
             order: Vec::new(),
+            live: Vec::new(),
             opset: own.map_or(1, |o| o.version()),
         };
         if model.proto().ir_version() >= 4 {
@@ -92,6 +99,7 @@ impl<'m> Graph<'m> {
             graph.consumers.entry(output.name()).or_default().push(Use::Output);
         }
         graph.order = graph.sort()?;
+        graph.live = live(proto);
         graph.resolve_constants();
         Ok(graph)
     }
@@ -99,8 +107,13 @@ impl<'m> Graph<'m> {
     fn resolve_constants(&mut self) {
         self.constants = self.initializers.clone();
         self.constants.retain(|name, _| !self.overridable.contains(name));
+        let sparse = self.proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
+        self.fixed = self.constants.keys().copied().chain(sparse.map(|v| v.name())).collect();
         for &index in &self.order {
             let node = &self.proto.node[index];
+            if is_repeatable(node) && node.input.iter().all(|i| i.is_empty() || self.fixed.contains(i.as_str())) {
+                self.fixed.extend(node.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
+            }
             let Some(output) = node.output.first().filter(|_| is_standard(node)) else { continue };
             let tensor = match node.op_type() {
                 "Identity" => node.input.first().and_then(|i| self.constants.get(i.as_str()).copied()),
@@ -199,6 +212,11 @@ impl<'m> Graph<'m> {
         self.constants.get(name).copied()
     }
 
+    /// Whether a value is the same in every run: constant, or computed from constants alone.
+    pub(crate) fn is_constant(&self, name: &str) -> bool {
+        self.fixed.contains(name)
+    }
+
     /// Weights of convolutions and fully connected layers and the biases of the latter, each constant once.
     pub(crate) fn layer_weights(&self) -> u64 {
         let read = self.nodes().iter().filter(|n| is_standard(n)).flat_map(|node| match node.op_type() {
@@ -212,18 +230,29 @@ impl<'m> Graph<'m> {
         names.into_iter().filter_map(|name| self.constant(name)).map(elements).fold(0, u64::saturating_add)
     }
 
-    /// How often the tensor behind a constant name is read, the `Identity` nodes in between not counted.
+    /// How often the tensor behind a constant name is read, what rearranges or converts it in between not counted.
     pub(crate) fn constant_uses(&self, name: &str) -> usize {
+        // What no output follows from goes with the tensor.
+        let read = |use_: &&Use| match **use_ {
+            Use::Node(node, _) | Use::Captured(node) => self.live[node],
+            Use::Output => true,
+        };
+        let readings = |name: &str| self.uses(name).iter().filter(read).count();
         let mut name = name;
-        let mut most = self.uses(name).len();
-        while let Some(node) =
-            self.producer(name).map(|n| &self.proto.node[n]).filter(|n| n.op_type() == "Identity" && is_standard(n))
-        {
+        let mut most = readings(name);
+        while let Some(node) = self.producer(name).map(|n| &self.proto.node[n]).filter(|n| folds(n)) {
             name = node.input.first().map_or("", String::as_str);
-            most = most.max(self.uses(name).len());
+            most = most.max(readings(name));
         }
         most
     }
+}
+
+/// Whether a node gives the same for the same inputs, as far as can be told.
+fn is_repeatable(node: &NodeProto) -> bool {
+    let drawn =
+        node.op_type().starts_with("Random") || matches!(node.op_type(), "Bernoulli" | "Multinomial" | "Dropout");
+    is_standard(node) && !drawn && node.attribute.iter().all(|a| a.g.is_none() && a.graphs.is_empty())
 }
 
 /// Whether an operator is ONNX's own, and not one of the same name from another domain.
@@ -237,6 +266,23 @@ pub(crate) fn label(node: &NodeProto) -> String {
         "" => format!("{}({})", node.op_type(), node.output.first().map_or("", String::as_str)),
         name => name.to_owned(),
     }
+}
+
+/// For each node whether an output of the graph follows from it.
+pub(crate) fn live(graph: &GraphProto) -> Vec<bool> {
+    let written = graph.node.iter().enumerate().flat_map(|(at, n)| n.output.iter().map(move |o| (o.as_str(), at)));
+    let producer: HashMap<&str, usize> = written.collect();
+    let mut live = vec![false; graph.node.len()];
+    let mut open: Vec<usize> = graph.output.iter().filter_map(|o| producer.get(o.name()).copied()).collect();
+    while let Some(at) = open.pop() {
+        if std::mem::replace(&mut live[at], true) {
+            continue;
+        }
+        let node = &graph.node[at];
+        let read = node.input.iter().map(String::as_str).chain(captures(node));
+        open.extend(read.filter_map(|name| producer.get(name).copied()));
+    }
+    live
 }
 
 /// Names that a node's subgraphs may read from outside: every name they read that they do not make.

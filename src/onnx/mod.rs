@@ -7,7 +7,11 @@ mod batch_norm;
 mod conv;
 mod dense;
 mod external;
+mod folding;
 mod graph;
+mod kind;
+#[cfg(feature = "verify")]
+mod legal;
 mod model;
 #[cfg(feature = "verify")]
 mod normalisation;
@@ -17,11 +21,14 @@ mod shapes;
 #[cfg(feature = "verify")]
 mod stretch;
 mod tensor;
+mod window;
 
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
 pub(crate) use dense::Dense;
-pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label};
+pub(crate) use folding::folds;
+pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label, live};
+pub(crate) use kind::{Kind, is_layer};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]
 pub(crate) use model::hex;
@@ -35,3 +42,5 @@ pub(crate) use shapes::Resolutions;
 #[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};
 pub(crate) use tensor::{float_initializer, initializer, read_floats};
+#[cfg(feature = "verify")]
+pub(crate) use window::Window;

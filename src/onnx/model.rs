@@ -3,7 +3,7 @@
 use super::proto::{
     GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
 };
-use super::shapes::LARGEST;
+use super::window::LARGEST;
 use super::{Graph, external, tensor};
 use crate::error::{Error, Result};
 use bytes::Bytes;

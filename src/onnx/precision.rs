@@ -7,7 +7,7 @@ use super::proto::{
     type_proto,
 };
 use super::tensor::{floats_of, is_number};
-use super::{Graph, Model, is_standard};
+use super::{Graph, Model, is_layer};
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -61,11 +61,11 @@ impl Precision {
 }
 
 impl Model {
-    /// The type of all convolution kernels that are constants; none where there are several.
+    /// The type of all kernels that are constants, of convolutions and fully connected layers; none where there are several.
     pub(crate) fn kernel_precision(&self) -> Option<Precision> {
         let graph = Graph::new(self).ok()?;
-        let convs = graph.nodes().iter().filter(|n| n.op_type() == "Conv" && is_standard(n));
-        let kernels = convs.filter_map(|n| graph.constant(n.input.get(1)?)).map(|t| Precision::of(t.data_type()));
+        let layers = graph.nodes().iter().filter(|n| is_layer(&graph, n));
+        let kernels = layers.filter_map(|n| graph.folded(n.input.get(1)?)).map(|t| Precision::of(t.data_type()));
         let mut kinds = kernels.collect::<Option<Vec<_>>>()?;
         kinds.dedup();
         match kinds[..] {

@@ -1,137 +1,245 @@
-//! Heights and widths of values, as far as convolutions need them: for the padding that `auto_pad`
-//! leaves open, for counting multiply-accumulates, and for telling the stages of a network apart.
+//! Shapes of values, as far as convolutions need them: for the padding that `auto_pad` leaves open, for counting
+//! multiply-accumulates, and for telling the stages of a network apart.
 
 use super::graph::{Graph, is_standard};
 use super::model::{InputShape, dimensions};
 use super::proto::NodeProto;
-use super::{attributes, tensor::read_integers};
+use super::tensor::read_integers;
+use super::window::{LARGEST, Window};
+use super::{attributes, read_floats};
 use std::collections::HashMap;
 
-/// Height and width, `None` where unknown.
-pub(crate) type Extent = [Option<usize>; 2];
+/// Dimensions, `None` where unknown.
+pub(crate) type Shape = Vec<Option<usize>>;
 
-/// How far a value is downsampled from the graph's input: the product of the strides on the way, per
-/// axis, and the last node that resamples by an amount not known here.
+/// How far a value is downsampled from the graph's input: the product of the strides on the way, of the first spatial axis and of
+/// all others, and the last node that resamples by an amount not known here.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Level {
     scale: [f64; 2],
     after: Option<usize>,
 }
 
-/// Sizes and attributes beyond this are taken for damage; products of two of them do not overflow.
-pub(super) const LARGEST: i64 = 1 << 24;
-
-/// What is known of every value's spatial size.
+/// What is known of every value's size.
 #[derive(Debug, Default)]
 pub(crate) struct Resolutions {
-    extent: HashMap<String, Extent>,
+    shape: HashMap<String, Shape>,
     level: HashMap<String, Level>,
 }
 
 impl Resolutions {
-    /// Propagates sizes from the graph's inputs (or the user's `shapes` for them) and its `value_info`.
+    /// Propagates shapes from the graph's inputs (or the user's `shapes` for them) and its `value_info`.
     pub(crate) fn new(graph: &Graph<'_>, shapes: &[InputShape]) -> Self {
         let mut known = Self::default();
         let proto = graph.proto();
         for value in proto.value_info.iter().chain(&proto.input) {
-            if let [_, _, h, w] = dimensions(value)[..] {
-                let extent = [h, w].map(|d| d.and_then(|n| usize::try_from(n).ok()));
-                known.extent.insert(value.name().to_owned(), extent);
+            let dims = dimensions(value).into_iter().map(|d| d.and_then(|n| usize::try_from(n).ok()));
+            let dims: Shape = dims.collect();
+            // A value without a shape may be of any rank.
+            if !dims.is_empty() {
+                known.shape.insert(value.name().to_owned(), dims);
             }
         }
         for shape in shapes {
             let fed = || proto.input.iter().find(|i| graph.constant(i.name()).is_none());
             let only = || Some(fed()?.name().to_owned());
-            if let ([_, _, h, w], Some(name)) = (&shape.dims[..], shape.name.clone().or_else(only)) {
-                known.extent.insert(name, [Some(*h), Some(*w)]);
+            if let Some(name) = shape.name.clone().or_else(only) {
+                known.shape.insert(name, shape.dims.iter().map(|&d| sound(d)).collect());
             }
         }
         for &index in graph.order() {
             let node = &graph.nodes()[index];
-            let extent = known.infer(graph, node);
+            let inferred = if is_standard(node) { known.infer(graph, node) } else { None };
             let level = known.infer_level(graph, node, index);
-            for output in node.output.iter().filter(|o| !o.is_empty()) {
-                let stated = known.extent.entry(output.clone()).or_default();
+            for (at, output) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
                 // What follows from the inputs comes first: stored sizes may be those of another input.
-                *stated = [0, 1].map(|axis| extent[axis].or(stated[axis]).filter(|&n| n <= LARGEST as usize));
+                if let Some(mut shape) = inferred.clone().filter(|_| at == 0 || node.op_type() == "Split") {
+                    let stated = known.shape.get(output).filter(|s| s.len() == shape.len());
+                    for (axis, dim) in shape.iter_mut().enumerate() {
+                        *dim = dim.or(stated.and_then(|s| s[axis])).and_then(sound);
+                    }
+                    known.shape.insert(output.clone(), shape);
+                }
                 known.level.insert(output.clone(), level);
             }
         }
         known
     }
 
-    pub(crate) fn extent(&self, value: &str) -> Extent {
-        self.extent.get(value).copied().unwrap_or_default()
+    /// The shape of a value, if its rank is known.
+    pub(crate) fn shape(&self, value: &str) -> Option<&[Option<usize>]> {
+        self.shape.get(value).map(Vec::as_slice)
+    }
+
+    /// The sizes of a value's spatial axes; empty if they are not known.
+    pub(crate) fn spatial(&self, value: &str) -> &[Option<usize>] {
+        self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
     }
 
     pub(crate) fn level(&self, value: &str) -> Level {
         self.level.get(value).copied().unwrap_or(Level { scale: [1.0; 2], after: None })
     }
 
-    fn infer(&self, graph: &Graph<'_>, node: &NodeProto) -> Extent {
-        let data: Vec<&str> =
-            node.input.iter().map(String::as_str).filter(|i| !i.is_empty() && graph.constant(i).is_none()).collect();
-        let Some(&first) = data.first().filter(|_| is_standard(node)) else {
-            return [None; 2];
-        };
-        let extent = self.extent(first);
+    fn infer(&self, graph: &Graph<'_>, node: &NodeProto) -> Option<Shape> {
+        let name = |at: usize| node.input.get(at).map(String::as_str).filter(|n| !n.is_empty());
+        let shape = |at: usize| self.of(graph, name(at)?);
+        let integers = |at: usize| read_integers(graph.constant(name(at)?)?);
+        let first = shape(0);
         match node.op_type() {
-            "Conv" | "MaxPool" | "AveragePool" | "LpPool" => {
-                let window = Window::of(graph, node);
-                std::array::from_fn(|axis| window.as_ref()?.output(axis, extent[axis]?))
+            "Conv" | "ConvTranspose" => {
+                let (kernel, transposed) = (shape(1)?, node.op_type() == "ConvTranspose");
+                let window = window(node, &kernel)?;
+                let sizes = first.as_ref().and_then(|f| f.get(2..)).unwrap_or_default();
+                let window = if transposed { window.closed(node, sizes) } else { window };
+                let groups = usize::try_from(attributes::int(node, "group").unwrap_or(1)).ok()?;
+                let out = if transposed { kernel[1]?.checked_mul(groups) } else { kernel[0] };
+                let stated = attributes::ints(node, "output_shape").filter(|_| transposed);
+                let spatial = |axis: usize| -> Option<usize> {
+                    if let Some(sizes) = stated.filter(|s| s.len() == window.kernel.len()) {
+                        return usize::try_from(sizes[axis]).ok();
+                    }
+                    let size = (*first.as_ref()?.get(axis + 2)?)?;
+                    if transposed { window.grown(axis, size) } else { window.output(axis, size) }
+                };
+                let head = [first.as_ref().and_then(|f| *f.first()?), out];
+                Some(head.into_iter().chain((0..window.kernel.len()).map(spatial)).collect())
             }
-            "ConvTranspose" => std::array::from_fn(|axis| {
-                let window = Window::of(graph, node)?;
-                let extra = attributes::ints(node, "output_padding").map_or(0, |p| p.get(axis).copied().unwrap_or(0));
-                let extra = extra.clamp(0, LARGEST);
-                if attributes::ints(node, "output_shape").is_some() || window.same {
-                    return None;
-                }
-                let grown = (extent[axis]? as i64 - 1) * window.strides[axis] + window.reach(axis) + extra;
-                usize::try_from(grown - window.pads[axis] - window.pads[axis + 2]).ok()
-            }),
-            "GlobalAveragePool" | "GlobalMaxPool" => [Some(1); 2],
+            "MaxPool" | "AveragePool" | "LpPool" => {
+                let (first, window) = (first?, Window::of_pool(node));
+                let spatial = |(axis, size): (usize, &Option<usize>)| window.as_ref()?.output(axis, (*size)?);
+                let window = window.as_ref().filter(|w| w.kernel.len() + 2 == first.len());
+                let spatial = |each| window.and_then(|_| spatial(each));
+                let sizes = first.iter().skip(2).enumerate().map(spatial);
+                Some(first.iter().take(2).copied().chain(sizes).collect())
+            }
+            "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => {
+                Some(first?.iter().enumerate().map(|(axis, &d)| if axis < 2 { d } else { Some(1) }).collect())
+            }
             "Pad" => {
-                let computed = node.input.get(1).and_then(|p| read_integers(graph.constant(p)?));
-                let pads = attributes::ints(node, "pads").map(<[i64]>::to_vec).or(computed).unwrap_or_default();
-                std::array::from_fn(|axis| match pads[..] {
-                    [_, _, t, l, _, _, b, r] => grown(extent[axis]?, &[[t, l][axis], [b, r][axis]]),
-                    _ => None,
-                })
+                let first = first?;
+                let pads = attributes::ints(node, "pads").map(<[i64]>::to_vec).or_else(|| integers(1))?;
+                let axes = first.len();
+                let fits = pads.len() == 2 * axes && name(3).is_none();
+                let sum = |(axis, d): (usize, &Option<usize>)| added((*d)?, &[pads[axis], pads[axis + axes]]);
+                if fits { Some(first.iter().enumerate().map(sum).collect()) } else { Some(vec![None; axes]) }
             }
-            "Crop" => match attributes::ints(node, "border") {
-                Some(&[l, t, r, b]) => std::array::from_fn(|axis| {
-                    grown(extent[axis]?, &[[t, l][axis].checked_neg()?, [b, r][axis].checked_neg()?])
-                }),
-                _ => [None; 2],
+            "Crop" => match (&first?[..], attributes::ints(node, "border")) {
+                (&[n, c, h, w], Some(&[l, t, r, b])) => {
+                    let less =
+                        |size: Option<usize>, by: [i64; 2]| added(size?, &[by[0].checked_neg()?, by[1].checked_neg()?]);
+                    Some(vec![n, c, less(h, [t, b]), less(w, [l, r])])
+                }
+                (other, _) => Some(vec![None; other.len()]),
             },
             "Upsample" | "Resize" => {
-                let scale = scales(graph, node);
-                let sizes = node.input.get(3).and_then(|s| read_integers(graph.constant(s)?));
-                std::array::from_fn(|axis| match (&scale, sizes.as_deref()) {
-                    (Some(scale), _) => Some((extent[axis]? as f64 * scale[axis]).floor() as usize),
-                    (None, Some(&[_, _, h, w])) => usize::try_from([h, w][axis]).ok(),
+                let first = first?;
+                let sizes = integers(3).filter(|s| s.len() == first.len());
+                let scale = scales(graph, node).filter(|s| s.len() == first.len());
+                let size = |(axis, d): (usize, &Option<usize>)| match (&scale, &sizes) {
+                    (Some(scale), _) => Some(((*d)? as f64 * scale[axis]).floor() as usize),
+                    (None, Some(sizes)) => usize::try_from(sizes[axis]).ok(),
                     _ => None,
-                })
+                };
+                Some(first.iter().enumerate().map(size).collect())
             }
-            "Concat" if attributes::int(node, "axis").is_some_and(|a| a != 1 && a != -3) => [None; 2],
-            op if KEEPS_SIZE.contains(&op) => {
-                // Broadcasting: an operand of size one takes the other's, and an unknown one may be of any size.
-                let all: Vec<Extent> = data.iter().map(|d| self.extent(d)).collect();
-                std::array::from_fn(|axis| {
-                    let known = all.iter().filter_map(|e| e[axis]).max();
-                    known.filter(|&n| n > 1 || all.iter().all(|e| e[axis].is_some()))
-                })
+            "Concat" => {
+                let all = (0..node.input.len()).map(shape).collect::<Option<Vec<Shape>>>()?;
+                let (rank, mut joined) = (all.first()?.len(), all.first()?.clone());
+                let axis = axis(attributes::int(node, "axis")?, rank)?;
+                if all.iter().any(|s| s.len() != rank) {
+                    return None;
+                }
+                for (at, dim) in joined.iter_mut().enumerate() {
+                    *dim = match at == axis {
+                        true => all.iter().map(|s| s[at]).sum(),
+                        false => all.iter().find_map(|s| s[at]),
+                    };
+                }
+                Some(joined)
             }
-            _ => [None; 2],
+            "Split" => {
+                let mut whole = first?;
+                let axis = axis(attributes::int(node, "axis").unwrap_or(0), whole.len())?;
+                let stated = attributes::ints(node, "split").map(<[i64]>::to_vec).or_else(|| integers(1));
+                let even = stated.is_none_or(|s| s.iter().all(|n| Some(n) == s.first()));
+                whole[axis] = whole[axis].filter(|_| even).map(|n| n / node.output.len().max(1));
+                Some(whole)
+            }
+            "Transpose" => {
+                let first = first?;
+                match attributes::ints(node, "perm") {
+                    None => Some(first.into_iter().rev().collect()),
+                    Some(order) => order.iter().map(|&at| first.get(usize::try_from(at).ok()?).copied()).collect(),
+                }
+            }
+            "Reshape" => {
+                let wanted = integers(1).or_else(|| attributes::ints(node, "shape").map(<[i64]>::to_vec))?;
+                Some(reshaped(first.as_deref(), &wanted))
+            }
+            "Flatten" => {
+                let first = first?;
+                let at = attributes::int(node, "axis").unwrap_or(1);
+                let at = if at == first.len() as i64 { first.len() } else { axis(at, first.len())? };
+                let (rows, columns) = first.split_at(at);
+                Some(vec![product(rows), product(columns)])
+            }
+            "Squeeze" | "Unsqueeze" => {
+                let axes = attributes::ints(node, "axes").map(<[i64]>::to_vec).or_else(|| integers(1))?;
+                let first = first?;
+                let rank = if node.op_type() == "Squeeze" { first.len() } else { first.len() + axes.len() };
+                let axes: Vec<usize> = axes.iter().map(|&a| axis(a, rank)).collect::<Option<_>>()?;
+                if node.op_type() == "Squeeze" {
+                    return Some((0..rank).filter(|a| !axes.contains(a)).map(|a| first[a]).collect());
+                }
+                let mut rest = first.into_iter();
+                Some((0..rank).map(|a| if axes.contains(&a) { Some(1) } else { rest.next().flatten() }).collect())
+            }
+            "Gemm" => {
+                let (a, b) = (first?, shape(1)?);
+                let turned = |name: &str| usize::from(attributes::int(node, name).unwrap_or(0) != 0);
+                Some(vec![*a.get(turned("transA"))?, *b.get(1 - turned("transB"))?])
+            }
+            "MatMul" => {
+                let (a, b) = (first?, shape(1)?);
+                if a.len() < 2 || b.len() < 2 {
+                    return None;
+                }
+                let mut shape = broadcast(&[a[..a.len() - 2].to_vec(), b[..b.len() - 2].to_vec()]);
+                shape.extend([a[a.len() - 2], b[b.len() - 1]]);
+                Some(shape)
+            }
+            op if op.starts_with("Reduce") => {
+                let axes = attributes::ints(node, "axes").map(<[i64]>::to_vec).or_else(|| integers(1))?;
+                let first = first?;
+                let axes: Vec<usize> = axes.iter().map(|&a| axis(a, first.len())).collect::<Option<_>>()?;
+                let keep = attributes::int(node, "keepdims").unwrap_or(1) != 0;
+                let each = first.iter().enumerate().filter(|(at, _)| keep || !axes.contains(at));
+                Some(each.map(|(at, d)| if axes.contains(&at) { Some(1) } else { *d }).collect())
+            }
+            op if BROADCAST.contains(&op) => {
+                let all: Vec<Shape> = (0..node.input.len()).map(shape).collect::<Option<_>>()?;
+                Some(broadcast(&all))
+            }
+            op if KEEPS_SHAPE.contains(&op) => first,
+            _ => None,
         }
+    }
+
+    /// The shape of a constant or of a value that was seen before.
+    fn of(&self, graph: &Graph<'_>, name: &str) -> Option<Shape> {
+        let dim = |&d: &i64| usize::try_from(d).ok().and_then(sound);
+        let stored = || Some(graph.constant(name)?.dims.iter().map(dim).collect());
+        self.shape.get(name).cloned().or_else(stored)
     }
 
     fn infer_level(&self, graph: &Graph<'_>, node: &NodeProto, index: usize) -> Level {
         // The most downsampled of the inputs: constants and fresh inputs stand at 1.
         let mut level = Level { scale: [1.0; 2], after: None };
-        let data = || node.input.iter().filter(|n| !n.is_empty() && graph.constant(n).is_none());
-        let is_gate = |name: &str| self.extent(name) == [Some(1); 2];
+        let data = || node.input.iter().filter(|n| !n.is_empty() && !graph.is_constant(n));
+        let is_gate = |name: &str| {
+            let spatial = self.spatial(name);
+            !spatial.is_empty() && spatial.iter().all(|d| *d == Some(1))
+        };
         for name in data() {
             // One number a channel, as in squeeze and excite, takes the level of what it is multiplied with.
             if is_gate(name) && data().any(|other| !is_gate(other)) {
@@ -141,12 +249,16 @@ impl Resolutions {
             level.scale = [level.scale[0].max(other.scale[0]), level.scale[1].max(other.scale[1])];
             level.after = level.after.max(other.after);
         }
+        let by_strides = |window: Option<Window>| -> Option<[f64; 2]> {
+            let strides: Vec<f64> = window?.strides.iter().map(|&s| s as f64).collect();
+            Some(two(&strides))
+        };
+        let kernel = || Some(self.of(graph, node.input.get(1)?)?);
         let by = match node.op_type() {
-            "Conv" | "MaxPool" | "AveragePool" | "LpPool" => {
-                Window::of(graph, node).map(|w| w.strides.map(|s| s as f64))
-            }
-            "ConvTranspose" => Window::of(graph, node).map(|w| w.strides.map(|s| 1.0 / s as f64)),
-            "Upsample" | "Resize" => scales(graph, node).map(|s| s.map(|x| 1.0 / x)),
+            "Conv" => by_strides(kernel().and_then(|k| window(node, &k))),
+            "ConvTranspose" => by_strides(kernel().and_then(|k| window(node, &k))).map(|s| s.map(f64::recip)),
+            "MaxPool" | "AveragePool" | "LpPool" => by_strides(Window::of_pool(node)),
+            "Upsample" | "Resize" => scales(graph, node).map(|s| two(&s[s.len().min(2)..]).map(f64::recip)),
             // One pixel is one pixel, whatever it was pooled from.
             "GlobalAveragePool" | "GlobalMaxPool" => return Level { scale: [f64::INFINITY; 2], after: None },
             "DepthToSpace" | "SpaceToDepth" => None,
@@ -160,24 +272,81 @@ impl Resolutions {
     }
 }
 
+/// A size that is taken for one.
+fn sound(size: usize) -> Option<usize> {
+    Some(size).filter(|&n| n <= LARGEST as usize)
+}
+
+/// Factors of any number of axes as those of two: the first one's, and the product of the others.
+fn two(factors: &[f64]) -> [f64; 2] {
+    match factors {
+        [one] => [1.0, *one],
+        [first, rest @ ..] => [*first, rest.iter().product()],
+        [] => [1.0; 2],
+    }
+}
+
+/// The window of a convolution with a kernel of this shape.
+fn window(node: &NodeProto, kernel: &[Option<usize>]) -> Option<Window> {
+    let spatial: Option<Vec<usize>> = kernel.get(2..)?.iter().copied().collect();
+    Window::of(node, &spatial?).ok()
+}
+
 /// A size with amounts added; none if that is no size.
-fn grown(size: usize, by: &[i64]) -> Option<usize> {
+fn added(size: usize, by: &[i64]) -> Option<usize> {
     let sum = by.iter().try_fold(i64::try_from(size).ok()?, |n, b| n.checked_add(*b))?;
     usize::try_from(sum).ok()
 }
 
-/// Operators whose output is as high and wide as their (broadcast) data inputs.
-const KEEPS_SIZE: [&str; 40] = [
+/// An axis counted from the front.
+fn axis(stated: i64, rank: usize) -> Option<usize> {
+    let rank = i64::try_from(rank).ok()?;
+    usize::try_from(if stated < 0 { stated + rank } else { stated }).ok().filter(|&a| (a as i64) < rank)
+}
+
+fn product(dims: &[Option<usize>]) -> Option<usize> {
+    dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d)?))
+}
+
+/// What `Reshape` makes: zeros keep a dimension, -1 takes what is left.
+fn reshaped(from: Option<&[Option<usize>]>, wanted: &[i64]) -> Shape {
+    let kept = |at: usize| from.and_then(|f| *f.get(at)?);
+    let dims = wanted.iter().enumerate().map(|(at, &n)| if n == 0 { kept(at) } else { usize::try_from(n).ok() });
+    let mut dims: Shape = dims.collect();
+    if let Some(open) = wanted.iter().position(|&n| n == -1) {
+        let others: Vec<Option<usize>> = dims.iter().enumerate().filter(|(at, _)| *at != open).map(|d| *d.1).collect();
+        let rest = || product(from?)?.checked_div(product(&others)?);
+        dims[open] = rest();
+    }
+    dims
+}
+
+/// ONNX's multidirectional broadcasting. An operand of size one takes the other's, and an unknown one may be of any size.
+fn broadcast(all: &[Shape]) -> Shape {
+    let rank = all.iter().map(Vec::len).max().unwrap_or(0);
+    let dim = |at: usize| {
+        let each = all.iter().filter_map(|s| Some(s[at.checked_sub(rank - s.len())?]));
+        let each: Shape = each.collect();
+        let known = each.iter().flatten().copied().max();
+        known.filter(|&n| n > 1 || each.iter().all(Option::is_some))
+    };
+    (0..rank).map(dim).collect()
+}
+
+/// Operators whose output is as large as their inputs broadcast.
+const BROADCAST: [&str; 13] =
+    ["Add", "And", "Div", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum"];
+
+/// Operators whose first output is as large as their first input.
+const KEEPS_SHAPE: [&str; 39] = [
     "Abs",
-    "Add",
     "Affine",
     "BatchNormalization",
     "Cast",
     "Ceil",
     "Celu",
     "Clip",
-    "Concat",
-    "Div",
+    "DequantizeLinear",
     "Dropout",
     "Elu",
     "Erf",
@@ -190,95 +359,32 @@ const KEEPS_SIZE: [&str; 40] = [
     "ImageScaler",
     "InstanceNormalization",
     "LRN",
+    "LayerNormalization",
     "LeakyRelu",
     "Log",
-    "Max",
-    "Min",
+    "LogSoftmax",
+    "LpNormalization",
     "Mish",
-    "Mul",
     "Neg",
-    "PRelu",
-    "Pow",
+    "QuantizeLinear",
     "Relu",
+    "Round",
     "Selu",
     "Sigmoid",
+    "Sign",
+    "Softmax",
     "Softplus",
     "Softsign",
     "Sqrt",
-    "Sub",
-    "Sum",
     "Tanh",
+    "ThresholdedRelu",
 ];
 
-/// The sliding window of a convolution or pooling, two spatial axes.
-struct Window {
-    kernel: [i64; 2],
-    strides: [i64; 2],
-    dilations: [i64; 2],
-    pads: [i64; 4],
-    same: bool,
-    ceil: bool,
-}
-
-impl Window {
-    fn of(graph: &Graph<'_>, node: &NodeProto) -> Option<Self> {
-        let pair = |name: &str| match attributes::ints(node, name) {
-            None => Some([1, 1]),
-            Some(&[a, b]) => [a, b].iter().all(|v| (1..=LARGEST).contains(v)).then_some([a, b]),
-            Some(_) => None,
-        };
-        let weight = || match graph.constant(node.input.get(1)?)?.dims[..] {
-            [_, _, h, w] => Some([h, w]),
-            _ => None,
-        };
-        let kernel = match attributes::ints(node, "kernel_shape") {
-            Some(&[h, w]) => [h, w],
-            _ => weight()?,
-        };
-        let pads = match attributes::ints(node, "pads") {
-            None => [0; 4],
-            Some(&[t, l, b, r]) => [t, l, b, r],
-            Some(_) => return None,
-        };
-        if kernel.iter().any(|k| !(1..=LARGEST).contains(k))
-            || pads.iter().any(|p| p.unsigned_abs() > LARGEST.unsigned_abs())
-        {
-            return None;
-        }
-        let auto = attributes::string(node, "auto_pad").unwrap_or("NOTSET");
-        Some(Self {
-            kernel,
-            strides: pair("strides")?,
-            dilations: pair("dilations")?,
-            pads: if auto == "VALID" { [0; 4] } else { pads },
-            same: auto.starts_with("SAME"),
-            ceil: attributes::int(node, "ceil_mode").unwrap_or(0) == 1,
-        })
-    }
-
-    /// Extent of the dilated kernel.
-    fn reach(&self, axis: usize) -> i64 {
-        self.dilations[axis] * (self.kernel[axis] - 1) + 1
-    }
-
-    fn output(&self, axis: usize, input: usize) -> Option<usize> {
-        let (input, stride) = (i64::try_from(input).ok()?, self.strides[axis]);
-        if self.same {
-            return usize::try_from((input + stride - 1) / stride).ok();
-        }
-        let room = input + self.pads[axis] + self.pads[axis + 2] - self.reach(axis);
-        let steps = if self.ceil { (room + stride - 1) / stride } else { room.div_euclid(stride) };
-        usize::try_from(steps + 1).ok()
-    }
-}
-
-/// Spatial scales of an `Upsample` or `Resize`, when constant.
-fn scales(graph: &Graph<'_>, node: &NodeProto) -> Option<[f64; 2]> {
+/// Scales of an `Upsample` or `Resize`, one an axis, when constant.
+fn scales(graph: &Graph<'_>, node: &NodeProto) -> Option<Vec<f64>> {
     let position = if node.op_type() == "Upsample" { 1 } else { node.input.len().saturating_sub(1).clamp(1, 2) };
-    let read = || Some(super::read_floats(graph.constant(node.input.get(position)?)?)?.iter().copied().collect());
+    let read = || Some(read_floats(graph.constant(node.input.get(position)?)?)?.iter().copied().collect());
     let all: Vec<f32> = attributes::floats(node, "scales").map(<[f32]>::to_vec).or_else(read)?;
-    match all[..] {
-        [_, _, h, w] if h > 0.0 && w > 0.0 => Some([f64::from(h), f64::from(w)]),
-        _ => None,
-    }
+    let fits = all.len() > 2 && all.iter().all(|&s| s > 0.0);
+    fits.then(|| all.iter().map(|&s| f64::from(s)).collect())
 }

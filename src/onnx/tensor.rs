@@ -5,7 +5,7 @@ use super::external::is_external;
 use super::proto::{TensorProto, tensor_proto::DataType};
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use ndarray::{Array4, ArrayD, IxDyn};
+use ndarray::{ArrayD, IxDyn};
 
 /// Bits of one element, or none for strings and types that this version does not know.
 pub(super) fn element_bits(data_type: i32) -> Option<u64> {
@@ -187,20 +187,13 @@ pub(crate) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     })
 }
 
-/// A convolution kernel, axes `out, in, kh, kw`, in f64.
-pub(super) fn read_kernel(tensor: &TensorProto) -> Option<Array4<f64>> {
-    let shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
-    let shape: [usize; 4] = shape.try_into().ok()?;
-    Array4::from_shape_vec(shape, floats(tensor).map(f64::from).collect()).ok()
-}
-
 /// Whether no element of a float32 tensor is NaN or infinite.
 pub(super) fn is_finite(tensor: &TensorProto) -> bool {
     floats(tensor).all(f32::is_finite)
 }
 
 /// The elements of a float32 tensor, wherever they stand.
-fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
+pub(super) fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| raw.as_chunks::<4>().0);
     raw.iter().map(|b| f32::from_le_bytes(*b)).chain(tensor.float_data.iter().copied())
 }

@@ -144,14 +144,14 @@ fn steps(graph: &Graph<'_>, ends: &[&str], starts: &HashSet<&str>, kind: &dyn Fn
         }
     }
     // Constants are no steps.
-    inside.retain(|&n| !graph.nodes()[n].output.iter().all(|o| graph.constant(o).is_some()));
+    inside.retain(|&n| !graph.nodes()[n].output.iter().all(|o| graph.is_constant(o)));
     let order: Vec<usize> = graph.order().iter().copied().filter(|n| inside.contains(n)).collect();
     let place: HashMap<usize, usize> = order.iter().enumerate().map(|(at, &n)| (n, at)).collect();
     let mut steps: Vec<Step> = Vec::with_capacity(order.len());
     let mut taken: HashSet<(usize, usize)> = HashSet::new();
     for &index in &order {
         let node = &graph.nodes()[index];
-        let from = node.input.iter().filter(|i| !i.is_empty() && graph.constant(i).is_none()).map(|value| {
+        let from = node.input.iter().filter(|i| !i.is_empty() && !graph.is_constant(i)).map(|value| {
             if starts.contains(value.as_str()) { None } else { place.get(&graph.producer(value)?).copied() }
         });
         let from: Vec<Option<usize>> = from.collect();

@@ -87,6 +87,8 @@ struct OptionsEntry {
     rank_rate: Option<Spanned<f64>>,
     align: Spanned<usize>,
     allow_more_macs: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    unshare: bool,
     iterations: Spanned<usize>,
     group_by: Spanned<String>,
     protocol: Option<Spanned<String>>,
@@ -112,6 +114,11 @@ pub(super) struct CalibrationEntry {
     repair: bool,
     #[serde(default = "plain")]
     preprocessing: Spanned<Preprocessing>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn plain() -> Spanned<Preprocessing> {
@@ -276,6 +283,7 @@ impl PlanFile {
             policy,
             iterations: *options.iterations.get_ref(),
             allow_more_macs: options.allow_more_macs,
+            unshare: options.unshare,
             align: *options.align.get_ref(),
         })
     }
@@ -351,6 +359,7 @@ impl PlanFile {
             rank_rate,
             align: unlocated(plan.options.align),
             allow_more_macs: plan.options.allow_more_macs,
+            unshare: plan.options.unshare,
             iterations: unlocated(plan.options.iterations),
             group_by: unlocated(
                 match with.groups.group_by {

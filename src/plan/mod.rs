@@ -15,7 +15,7 @@ pub(crate) use file::Circumstances;
 pub use file::{PlanFile, PlannedCalibration};
 #[cfg(feature = "verify")]
 pub(crate) use profile::Calibrated;
-pub(crate) use profile::{Judged, Sight};
+pub(crate) use profile::{Judged, Sight, all_see};
 pub(crate) use prospects::Prospects;
 use prospects::candidates;
 #[cfg(feature = "verify")]
@@ -77,6 +77,8 @@ pub struct PlanOptions {
     pub iterations: usize,
     /// Allow more multiply-accumulates than before: of the whole model for a ratio, of a group for a rate.
     pub allow_more_macs: bool,
+    /// Store a factor that several share once for each of them, for targets that keep weights a layer.
+    pub unshare: bool,
     /// Large ranks are multiples of this: runtimes compute channels in blocks. One leaves them free.
     pub align: usize,
 }
@@ -89,6 +91,7 @@ impl Default for PlanOptions {
             policy: RankPolicy::Ratio(2.0),
             iterations: 30,
             allow_more_macs: false,
+            unshare: false,
             align: 16,
         }
     }

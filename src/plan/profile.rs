@@ -39,6 +39,8 @@ impl Sight {
     /// # Errors
     /// The solver's reason if an eigendecomposition does not converge.
     pub(crate) fn new(moment: Moment, gradient: Option<Array2<f64>>) -> Result<Self, String> {
+        // What is decomposed by its plain weights needs no norm.
+        let gradient = gradient.filter(|_| !moment.is_blind());
         let norm = gradient.as_ref().map(|g| OutputNorm::new(g, DAMPING)).transpose()?;
         Ok(Self { moment, gradient, norm })
     }
@@ -48,6 +50,11 @@ impl Sight {
     pub(crate) fn gradient(&self) -> Option<&Array2<f64>> {
         self.gradient.as_ref()
     }
+}
+
+/// What the members of a group see; none if one of them reads more than the samples tell, so that plain weights decide.
+pub(crate) fn all_see<'s>(members: &[usize], sights: &'s [Sight]) -> Option<&'s [Sight]> {
+    Some(sights).filter(|sights| members.iter().all(|&m| !sights[m].moment.is_blind()))
 }
 
 /// How the outputs of some convolutions are judged: each by itself, or all alike where they share a last factor.
@@ -118,6 +125,7 @@ impl Profile {
 
     /// Spectra in the calibrated norm, nothing fitted yet.
     pub(super) fn calibrated(unit: &Unit, convs: &[Conv], sights: &[Sight]) -> Result<Self> {
+        let Some(sights) = all_see(&unit.members, sights) else { return Self::plain(unit, convs) };
         let kernels = Members { convs, members: &unit.members };
         let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
         let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &judged.seen(), unit.max_rank);
@@ -181,6 +189,19 @@ impl Profile {
     /// Factors at some ranks, ascending.
     fn fit(&self, unit: &Unit, convs: &[Conv], sights: &[Sight], ranks: &BTreeSet<usize>) -> Result<Vec<Fit>> {
         let kernels = Members { convs, members: &unit.members };
+        let Some(sights) = all_see(&unit.members, sights) else {
+            let fits = ranks.iter().map(|&rank| {
+                let dealt = unit.form.ranks(rank);
+                let factors = factor::factorize(&unit.chains, &kernels, &dealt, PROBE_SWEEPS, &self.analysis);
+                let factors = factors.map_err(|e| unit.failed(e))?;
+                let members = 0..unit.members.len();
+                Ok(Fit {
+                    errors: members.clone().map(|i| self.analysis.member_error(i, &dealt)).collect(),
+                    kernels: members.map(|i| factors.reconstruct(i)).collect(),
+                })
+            });
+            return fits.collect();
+        };
         let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
         let fits = ranks.iter().map(|&rank| {
             let (dealt, seen) = (unit.form.ranks(rank), judged.seen());

@@ -2,7 +2,7 @@
 
 use super::profile::{Calibrated, Effect, Profile, Sight};
 use super::unit::{Unit, units};
-use super::{Alternative, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
+use super::{Alternative, Kept, LEAST_RATIO, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
 use crate::error::{Error, Result};
 use crate::factor::Scheme;
 use crate::group::Grouping;
@@ -413,7 +413,14 @@ pub(super) fn candidates(
     if let RankPolicy::Ratio(ratio) = options.policy {
         let target = (before as f64 / ratio).floor() as u64;
         if fixed + least > target {
-            return Err(unreachable(ratio, before as f64 / (fixed + least).max(1) as f64, options));
+            let largest = before as f64 / (fixed + least).max(1) as f64;
+            if options.scheme == SchemeChoice::Auto && largest < LEAST_RATIO {
+                let share = 100.0 * movable as f64 / before.max(1) as f64;
+                return Err(Error::NothingToCompress(format!(
+                    "what can be decomposed holds {share:.1} % of the parameters: the largest ratio is {largest:.3}"
+                )));
+            }
+            return Err(unreachable(ratio, largest, options));
         }
         for unit in &mut units {
             unit.limit(match options.scheme {

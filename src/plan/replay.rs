@@ -69,7 +69,8 @@ impl Replay {
         let alike = |conv: &Conv| {
             let [out, inputs, kh, kw] = convs[first].shape;
             let equal = !form.scheme.needs_equal_inputs() || conv.shape[1] == inputs;
-            equal && [conv.shape[0], conv.shape[2], conv.shape[3]] == [out, kh, kw]
+            let stored = conv.kind.family() == convs[first].kind.family();
+            equal && stored && [conv.shape[0], conv.shape[2], conv.shape[3]] == [out, kh, kw]
         };
         if let Some(&other) = members.iter().find(|&&m| form.scheme != Scheme::Separate && !alike(&convs[m])) {
             let (a, b) = (&convs[first], &convs[other]);
@@ -86,7 +87,7 @@ impl Replay {
         let rank = group.ranks.get_ref().iter().fold(0usize, |sum, &r| sum.saturating_add(r));
         let label = (group.name.get_ref().as_str(), group.role.as_str());
         let width = rank.max(group.basis);
-        let unit = Unit::decided(label, members, form, convs, width, calibrated);
+        let unit = Unit::decided(label, members, form, convs, width, (&self.file.plan_options()?, calibrated));
         let most = unit.largest_rank();
         if rank > most {
             let reason = format!("rank {rank} is more than these kernels have: {most} at most");

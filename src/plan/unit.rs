@@ -25,6 +25,8 @@ pub(super) struct Unit {
     pub(super) members: Vec<usize>,
     pub(super) form: Form,
     pub(super) chains: Vec<ChainForm>,
+    /// The chains as they are stored.
+    stored: Vec<ChainForm>,
     shapes: Vec<[usize; 4]>,
     /// Parameters of the members' kernels.
     pub(super) whole: u64,
@@ -52,8 +54,9 @@ impl Unit {
         let folded = members.iter().map(|&m| convs[m].folded_parameters() - added(&convs[m])).sum();
         let (label, role) = (label.0.to_owned(), label.1.to_owned());
         let chains = form.chains();
-        let mut unit =
-            Self { label, role, members, form, chains, shapes, whole, folded, max_rank: 0, align: options.align };
+        let stored = if options.unshare { chains.iter().map(ChainForm::unshared).collect() } else { chains.clone() };
+        let align = options.align;
+        let mut unit = Self { label, role, members, form, chains, stored, shapes, whole, folded, max_rank: 0, align };
         // For a ratio the limit is that of the whole model.
         let free = options.allow_more_macs || matches!(options.policy, RankPolicy::Ratio(_));
         let pays = |rank: usize| {
@@ -81,9 +84,9 @@ impl Unit {
         form: Form,
         convs: &[Conv],
         width: usize,
-        calibrated: bool,
+        (options, calibrated): (&PlanOptions, bool),
     ) -> Self {
-        let unit = Self::new(label, members, form, convs, &PlanOptions::default(), calibrated);
+        let unit = Self::new(label, members, form, convs, options, calibrated);
         Self { max_rank: width, ..unit }
     }
 
@@ -109,7 +112,7 @@ impl Unit {
     }
 
     pub(super) fn parameters(&self, rank: usize) -> u64 {
-        factor::parameters(&self.chains, &self.form.ranks(rank), &self.shapes)
+        factor::parameters(&self.stored, &self.form.ranks(rank), &self.shapes)
     }
 
     /// Parameters stored at a rank, less those that folding takes away.
@@ -144,10 +147,7 @@ impl Unit {
     /// Multiply-accumulates of all members at a rank.
     pub(super) fn macs(&self, rank: usize, convs: &[Conv]) -> u64 {
         let ranks = self.form.ranks(rank);
-        let each = self.members.iter().map(|&m| {
-            let (input, output) = convs[m].extents();
-            factor::macs(&self.chains, &ranks, convs[m].shape, input, output)
-        });
+        let each = self.members.iter().map(|&m| convs[m].macs_of(&self.chains, &ranks, convs[m].extents()));
         each.fold(0, u64::saturating_add)
     }
 
@@ -268,10 +268,11 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                     (stream.name.as_str(), format!("{role} {}", stream.name), members, scheme)
                 };
                 let equal = |members: &[usize], side: usize| {
-                    let mut parts: BTreeMap<[usize; 3], Vec<usize>> = BTreeMap::new();
+                    let mut parts: BTreeMap<([usize; 3], String), Vec<usize>> = BTreeMap::new();
                     for &m in members {
                         let shape = convs[m].shape;
-                        parts.entry([shape[side], shape[2], shape[3]]).or_default().push(m);
+                        let like = ([shape[side], shape[2], shape[3]], convs[m].kind.family());
+                        parts.entry(like).or_default().push(m);
                     }
                     parts.into_values()
                 };

@@ -6,7 +6,6 @@ pub(crate) use text::{blocks, left_alone, table, thousands};
 #[cfg(feature = "verify")]
 pub(crate) use text::{kernels, percent, ranks};
 
-use crate::factor;
 use crate::group::{Grouping, RepeatedBlock, Skipped};
 use crate::onnx::{Conv, Graph, Model, SkipReason};
 use crate::plan::{Alternative, Kept, Plan, PlanOptions, RankPolicy};
@@ -198,13 +197,26 @@ impl LeftRow {
 pub struct Verification {
     /// Seeded inputs drawn.
     pub inputs: usize,
+    /// What was run; none for the models as a whole.
+    pub parts: Option<Parts>,
     /// Written model against the original with kernels replaced by their reconstruction: largest difference over
     /// the largest output.
     pub rewrite_error: f64,
     /// Bound that the rewrite error had to meet.
     pub rewrite_tolerance: f64,
-    /// Written model against the original.
+    /// Written model against the original: their outputs or, of parts, those of each convolution by itself.
     pub approximation: Approximation,
+}
+
+/// What was run of models that tract cannot run as a whole: each decomposed convolution by itself, on inputs of its own.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Parts {
+    /// Convolutions that were run.
+    pub checked: usize,
+    /// Those that were not.
+    pub unchecked: Vec<String>,
+    /// Why the models as a whole were not.
+    pub reason: String,
 }
 
 /// How far the written model is from the original, over all inputs and outputs.
@@ -236,7 +248,7 @@ pub struct Score {
 }
 
 /// Multiply-accumulates of a convolution, by its input's and output's sizes.
-type Macs<'f> = dyn Fn(&Conv, [usize; 2], [usize; 2]) -> u64 + 'f;
+type Macs<'f> = dyn Fn(&Conv, ([usize; 2], [usize; 2])) -> u64 + 'f;
 
 impl Report {
     /// Collects what a plan, and what was made from it, says. Without `compiled` it is a dry run.
@@ -248,7 +260,7 @@ impl Report {
             let chains = group.form.chains();
             let macs = |f: &Macs<'_>| {
                 let known = |e: [Option<usize>; 2]| Some([e[0]?, e[1]?]);
-                let each = convs().map(|c| Some(f(c, known(c.input_extent)?, known(c.output_extent)?)));
+                let each = convs().map(|c| Some(f(c, (known(c.input_extent)?, known(c.output_extent)?))));
                 each.sum::<Option<u64>>()
             };
             groups.push(GroupRow {
@@ -261,15 +273,14 @@ impl Report {
                 ranks: group.ranks.clone(),
                 parameters_before: group.parameters_before,
                 parameters_after: group.parameters_after,
-                macs_before: macs(&|c, _, output| c.macs(output)),
-                macs_after: macs(&|c, input, output| factor::macs(&chains, &group.ranks, c.shape, input, output)),
+                macs_before: macs(&Conv::macs),
+                macs_after: macs(&|c, sizes| c.macs_of(&chains, &group.ranks, sizes)),
                 predicted_error: group.predicted_error,
                 reconstruction_error: compiled.map(|c| c.errors[index]),
                 alternatives: group.alternatives.clone(),
             });
         }
-        let whole: Option<u64> =
-            grouping.convs.iter().map(|c| Some(c.macs([c.output_extent[0]?, c.output_extent[1]?]))).sum();
+        let whole: Option<u64> = grouping.convs.iter().map(Conv::known_macs).sum();
         let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
         let removed: Option<u64> = groups.iter().map(|g| g.macs_before).sum();
         let added: Option<u64> = groups.iter().map(|g| g.macs_after).sum();

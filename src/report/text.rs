@@ -195,6 +195,13 @@ impl fmt::Display for Report {
         if let Some(verification) = &self.verification {
             let v = verification;
             writeln!(f, "\nVerification by tract, {} seeded inputs", v.inputs)?;
+            if let Some(parts) = &v.parts {
+                writeln!(f, "  NOT as a whole: {}", parts.reason)?;
+                writeln!(f, "  each of {} decomposed convolutions by itself, at its own output", parts.checked)?;
+                if !parts.unchecked.is_empty() {
+                    writeln!(f, "  not at all: {}", parts.unchecked.join(", "))?;
+                }
+            }
             writeln!(
                 f,
                 "  rewrite error        {:.1e} of the largest output, within {:.0e}: the file computes what was decided",

@@ -4,6 +4,7 @@
 //! ```text
 //! x ─ Conv W ─ y     becomes     x ─ Conv A (kh×1, to r) ─ Conv Bᵢ (1×kw, to out) ─ y
 //! ```
+//! The same of `ConvTranspose`, `Gemm` and `MatMul`, each into several of its own.
 //! Stride, dilation and pads go, axis by axis, to the factor that slides along that axis. The bias, with a batch norm
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
@@ -13,10 +14,11 @@ mod prune;
 use crate::error::{Error, Result};
 use crate::factor::{self, Factors, Moment};
 use crate::onnx::proto::{
-    GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
+    GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto,
+    type_proto,
 };
-use crate::onnx::{Conv, Dense, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy};
+use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
+use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, all_see};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
@@ -78,17 +80,22 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
     let precision = model.kernel_precision().unwrap_or(Precision::Single);
     let mut proto = model.proto().clone();
     let ir_version = proto.ir_version();
+    let opset = opset(&proto);
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
     let mut patches: HashMap<usize, Patch> = HashMap::new();
     for (index, (group, factors)) in plan.groups.iter().zip(factors).enumerate() {
-        let parts = Parts { factors, shared: shared_names(group, index, factors, &mut namer), precision };
+        let shared = match plan.options.unshare {
+            true => HashMap::new(),
+            false => shared_names(group, index, factors, &mut namer),
+        };
+        let parts = Parts { factors, shared, precision, opset };
         for (at, &member) in group.members.iter().enumerate() {
             let conv = &plan.convs[member];
             let fits = graph
                 .node
                 .get(conv.node)
-                .is_some_and(|n| n.op_type() == "Conv" && n.input.first() == Some(&conv.input));
+                .is_some_and(|n| n.op_type() == conv.kind.op_type() && n.input.first() == Some(&conv.input));
             if !fits {
                 return Err(Error::Options(format!(
                     "the plan speaks of a convolution '{}' that is not in the model",
@@ -187,14 +194,14 @@ fn set_bias(
     precision: Precision,
     namer: &mut Namer,
 ) -> Option<TensorProto> {
-    let (node, values) = match (&conv.batch_norm, conv.effective_bias()) {
+    let (node, place, values) = match (&conv.batch_norm, conv.effective_bias()) {
         (Some(norm), Some(old)) => {
             let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, &new), old)| (b + f64::from(new) - old) as f32);
-            (norm.node, moved.collect())
+            (norm.node, norm.place, moved.collect())
         }
-        _ => (conv.node, bias.to_vec()),
+        _ => (conv.node, 2, bias.to_vec()),
     };
-    let place = graph.node.get_mut(node)?.input.get_mut(2)?;
+    let place = graph.node.get_mut(node)?.input.get_mut(place)?;
     *place = namer.fresh(&format!("{}/jmd_bias", conv.name));
     Some(initializer(place.clone(), &[values.len()], values.into_iter(), precision))
 }
@@ -213,25 +220,45 @@ pub(crate) fn with_kernels<'c>(
     let mut gone = HashSet::new();
     let added = also(graph, &mut namer);
     graph.initializer.extend(added);
+    let mut sums: HashMap<usize, NodeProto> = HashMap::new();
     for (conv, kernel, bias) in replaced {
-        let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == "Conv" && n.input.len() > 1);
+        let kind = &conv.kind;
+        let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == kind.op_type() && n.input.len() > 1);
         let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
         let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
-        graph.initializer.push(float_initializer(name.clone(), &conv.shape, kernel.iter().map(|&x| x as f32)));
+        let (dims, elements) = kind.store(&kernel.mapv(|x| x as f32));
+        graph.initializer.push(float_initializer(name.clone(), &dims, elements.into_iter()));
         node.input[1] = name;
+        node.output[0].clone_from(&conv.output);
         if let Some(bias) = bias {
             let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
             graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
-            node.input.truncate(2);
-            node.input.push(name);
+            if *kind == Kind::MatMul {
+                node.output[0] = namer.fresh(&format!("{}/jmd_product", conv.output));
+                sums.insert(
+                    conv.node,
+                    patch::sum(conv, [node.output[0].clone(), name], conv.output.clone(), &mut namer),
+                );
+            } else {
+                node.input.truncate(2);
+                node.input.push(name);
+            }
         }
-        node.output[0].clone_from(&conv.output);
         gone.extend(conv.batch_norm.as_ref().map(|b| b.node));
     }
-    let mut index = 0..;
-    graph.node.retain(|_| index.next().is_none_or(|i| !gone.contains(&i)));
+    let mut nodes = Vec::with_capacity(graph.node.len() + sums.len());
+    for (index, node) in graph.node.drain(..).enumerate().filter(|(index, _)| !gone.contains(index)) {
+        nodes.push(node);
+        nodes.extend(sums.remove(&index));
+    }
+    graph.node = nodes;
     drop_unread(graph, &before);
     Ok(Model::from_proto(proto))
+}
+
+/// The version of ONNX's own operators.
+fn opset(proto: &ModelProto) -> i64 {
+    proto.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(1, |o| o.version())
 }
 
 /// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.
@@ -245,20 +272,20 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.form.chains();
     let failed = |reason: String| Error::Numerical { what: group.group.clone(), reason };
-    let Some(sights) = &plan.sights else {
-        let factors = factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis);
-        let factors = factors.map_err(failed)?;
-        let fits = factors.is_finite();
-        return if fits { Ok((factors, BTreeMap::new())) } else { Err(failed("its factors exceed float32".into())) };
+    let factors = match plan.sights.as_deref().and_then(|sights| all_see(&group.members, sights)) {
+        None => factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis),
+        Some(sights) => {
+            let judged = Judged::new(&chains, &group.members, sights).map_err(failed)?;
+            factor::factorize_calibrated(&chains, &kernels, &judged.seen(), &group.ranks, SWEEPS, &group.analysis)
+                .map(|solved| solved.0)
+        }
     };
-    let judged = Judged::new(&chains, &group.members, sights).map_err(failed)?;
-    let (factors, _) =
-        factor::factorize_calibrated(&chains, &kernels, &judged.seen(), &group.ranks, SWEEPS, &group.analysis)
-            .map_err(failed)?;
+    let factors = factors.map_err(failed)?;
     if !factors.is_finite() {
         return Err(failed("its factors exceed float32".into()));
     }
     let mut biases = BTreeMap::new();
+    let Some(sights) = &plan.sights else { return Ok((factors, biases)) };
     for (at, &member) in group.members.iter().enumerate() {
         let conv = &plan.convs[member];
         biases.extend(shifted_bias(conv, &factors.reconstruct(at), &sights[member].moment).map(|b| (member, b)));

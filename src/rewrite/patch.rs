@@ -3,7 +3,7 @@
 use super::new_bias;
 use crate::factor::{Chain, Factor, Factors};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
-use crate::onnx::{Conv, Namer, Precision, initializer};
+use crate::onnx::{Conv, Kind, Namer, Precision, initializer};
 use crate::plan::GroupPlan;
 use ndarray::Array4;
 use std::collections::HashMap;
@@ -22,7 +22,12 @@ pub(super) struct Parts<'p> {
     pub(super) shared: HashMap<(usize, usize), String>,
     /// The type that they are stored in.
     pub(super) precision: Precision,
+    /// The version of the operators that they are written in.
+    pub(super) opset: i64,
 }
+
+/// From this version on `Gemm` needs no bias.
+const GEMM_WITHOUT_BIAS: i64 = 11;
 
 /// Places within a chain, for names.
 const PLACES: [&str; 3] = ["first", "second", "third"];
@@ -65,16 +70,23 @@ impl Patch {
         member: usize,
         namer: &mut Namer,
     ) -> Self {
-        let Parts { factors, shared, precision } = parts;
+        let Parts { factors, shared, precision, opset } = parts;
+        let kind = &conv.kind;
         let mut patch = Self { nodes: Vec::new(), initializers: Vec::new() };
-        let stored =
-            |name: String, kernel: &Array4<f32>| initializer(name, kernel.shape(), kernel.iter().copied(), *precision);
+        let stored = |name: String, kernel: &Array4<f32>| {
+            let (dims, elements) = kind.store(kernel);
+            initializer(name, &dims, elements.into_iter(), *precision)
+        };
         let own = new_bias(conv, given).map(|values| {
             let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
             patch.initializers.push(initializer(name.clone(), &[conv.shape[0]], values.into_iter(), *precision));
             name
         });
         let bias = own.or_else(|| conv.bias.clone());
+        // A `MatMul` has no place for it.
+        let (bias, added) = if *kind == Kind::MatMul { (None, bias) } else { (bias, None) };
+        let mut zero: Option<String> = None;
+        let alone = factors.chains.len() == 1 && added.is_none();
         let mut sums = Vec::new();
         for (c, chain) in factors.chains.iter().enumerate() {
             let mut value = conv.input.clone();
@@ -94,18 +106,25 @@ impl Patch {
                     patch.initializers.push(stored(name.clone(), kernel));
                 }
                 let last = f + 1 == chain.factors.len();
-                let output = if last && factors.chains.len() == 1 {
+                let output = if last && alone {
                     conv.output.clone()
                 } else {
                     namer.fresh(&format!("{}/jmd_{place}", conv.output))
                 };
                 let mut input = vec![value, weight];
                 input.extend(bias.clone().filter(|_| last && c == 0));
+                if matches!(kind, Kind::Gemm { .. }) && input.len() == 2 && *opset < GEMM_WITHOUT_BIAS {
+                    input.push(zero.clone().unwrap_or_else(|| {
+                        let name = namer.fresh(&format!("{}/jmd_zero", conv.name));
+                        patch.initializers.push(initializer(name.clone(), &[1], std::iter::once(0.0), *precision));
+                        zero.insert(name).clone()
+                    }));
+                }
                 patch.nodes.push(NodeProto {
                     input,
                     output: vec![output.clone()],
                     name: Some(namer.fresh(&format!("{}/jmd_{place}", conv.name))),
-                    op_type: Some("Conv".into()),
+                    op_type: Some(kind.op_type().into()),
                     domain: node.domain.clone(),
                     attribute: attributes(conv, chain, member, f),
                     ..NodeProto::default()
@@ -114,28 +133,17 @@ impl Patch {
             }
             sums.push(value);
         }
-        if sums.len() > 1 {
-            let add = |a: String, b: String, output: String, name: String| NodeProto {
-                input: vec![a, b],
-                output: vec![output],
-                name: Some(name),
-                op_type: Some("Add".into()),
-                domain: node.domain.clone(),
-                ..NodeProto::default()
-            };
-            let count = sums.len();
-            let mut sums = sums.into_iter();
-            let mut total = sums.next().unwrap_or_default();
-            for (at, term) in sums.enumerate() {
-                let output = if at + 2 == count {
-                    conv.output.clone()
-                } else {
-                    namer.fresh(&format!("{}/jmd_sum", conv.output))
-                };
-                let name = namer.fresh(&format!("{}/jmd_add", conv.name));
-                patch.nodes.push(add(total, term, output.clone(), name));
-                total = output;
-            }
+        sums.extend(added);
+        let count = sums.len();
+        let mut sums = sums.into_iter();
+        let mut total = sums.next().unwrap_or_default();
+        for (at, term) in sums.enumerate() {
+            let output =
+                if at + 2 == count { conv.output.clone() } else { namer.fresh(&format!("{}/jmd_sum", conv.output)) };
+            patch
+                .nodes
+                .push(NodeProto { domain: node.domain.clone(), ..sum(conv, [total, term], output.clone(), namer) });
+            total = output;
         }
         // What was written about the convolution stays with the node that gives its result.
         if let Some(last) = patch.nodes.last_mut() {
@@ -146,38 +154,71 @@ impl Patch {
     }
 }
 
+/// The sum of two values of a convolution.
+pub(super) fn sum(conv: &Conv, terms: [String; 2], output: String, namer: &mut Namer) -> NodeProto {
+    NodeProto {
+        input: terms.to_vec(),
+        output: vec![output],
+        name: Some(namer.fresh(&format!("{}/jmd_add", conv.name))),
+        op_type: Some("Add".into()),
+        ..NodeProto::default()
+    }
+}
+
 /// Attributes of one factor: it takes stride, dilation and pads of the axes that it carries.
 fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<AttributeProto> {
-    let extent = |f: usize, axis: usize| chain.factors[f].of(member).shape()[2 + axis];
-    let carries = |axis: usize| {
-        // An axis of extent one everywhere goes to the first factor: a stride is cheapest there.
-        let carrier = (0..chain.factors.len()).find(|&f| extent(f, axis) > 1).unwrap_or(0);
-        carrier == factor
-    };
-    let pick = |values: [usize; 2], otherwise: usize| [0, 1].map(|a| if carries(a) { values[a] } else { otherwise });
-    let [top, left, bottom, right] = conv.pads.unwrap_or_default();
-    let begin = pick([top, left], 0);
-    let end = pick([bottom, right], 0);
-    let ints = |name: &str, values: &[usize]| AttributeProto {
+    let ints = |name: &str, values: Vec<usize>| AttributeProto {
         name: Some(name.into()),
         r#type: Some(AttributeType::Ints as i32),
         ints: values.iter().map(|&v| v as i64).collect(),
         ..AttributeProto::default()
     };
-    let padding = match &conv.auto_pad {
+    let window = match &conv.kind {
+        Kind::Conv(window) | Kind::ConvTranspose(window) => window,
+        Kind::Gemm { transposed } => {
+            let flag = AttributeProto {
+                name: Some("transB".into()),
+                r#type: Some(AttributeType::Int as i32),
+                i: Some(1),
+                ..AttributeProto::default()
+            };
+            return if *transposed { vec![flag] } else { Vec::new() };
+        }
+        Kind::MatMul => return Vec::new(),
+    };
+    let extent = |f: usize, axis: usize| chain.factors[f].of(member).shape()[2 + axis];
+    let carries = |axis: usize| {
+        // An axis of extent one everywhere goes where a stride is cheapest: it makes a value smaller, transposed larger.
+        let cheapest = if conv.kind.is_transposed() { chain.factors.len() - 1 } else { 0 };
+        let carrier = (0..chain.factors.len()).find(|&f| extent(f, axis) > 1).unwrap_or(cheapest);
+        carrier == factor
+    };
+    let axes = window.kernel.len();
+    let mut carried = vec![false; axes];
+    for (half, range) in conv.kind.axes().into_iter().enumerate() {
+        carried[range].fill(carries(half));
+    }
+    let pick = |values: &[usize], otherwise: usize| -> Vec<usize> {
+        values.iter().enumerate().map(|(at, &value)| if carried[at % axes] { value } else { otherwise }).collect()
+    };
+    let padding = match window.padding.auto_pad() {
         // Each axis is resolved by the factor that slides over it; along an axis of extent one nothing is padded.
         Some(mode) => AttributeProto {
             name: Some("auto_pad".into()),
             r#type: Some(AttributeType::String as i32),
-            s: Some(mode.as_bytes().to_vec()),
+            s: Some(mode.into()),
             ..AttributeProto::default()
         },
-        None => ints("pads", &[begin[0], begin[1], end[0], end[1]]),
+        None => ints("pads", pick(conv.pads.as_deref().unwrap_or_default(), 0)),
     };
-    vec![
-        ints("dilations", &pick(conv.dilations, 1)),
-        ints("kernel_shape", &[extent(factor, 0), extent(factor, 1)]),
+    let mut all = vec![
+        ints("dilations", pick(&window.dilations, 1)),
+        ints("kernel_shape", conv.kind.spatial([extent(factor, 0), extent(factor, 1)])),
         padding,
-        ints("strides", &pick(conv.strides, 1)),
-    ]
+        ints("strides", pick(&window.strides, 1)),
+    ];
+    if window.output_padding.iter().any(|&p| p > 0) {
+        all.push(ints("output_padding", pick(&window.output_padding, 0)));
+    }
+    all
 }

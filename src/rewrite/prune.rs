@@ -1,7 +1,7 @@
 //! Takes out of a graph what a rewrite has left without readers.
 
-use crate::onnx::is_standard;
 use crate::onnx::proto::GraphProto;
+use crate::onnx::{folds, is_standard, live};
 use std::collections::{HashMap, HashSet};
 
 /// Names in a graph before it is rewritten.
@@ -14,22 +14,23 @@ pub(super) struct Before {
 impl Before {
     pub(super) fn of(graph: &GraphProto) -> Self {
         Self {
-            read: read_names(graph).into_keys().collect(),
+            read: live_names(graph),
             initializers: graph.initializer.iter().map(|t| t.name().to_owned()).collect(),
             written: graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect(),
         }
     }
 }
 
-/// Removes what was read before and nothing reads now: initializers (as inputs too, where listed), constants and identities,
+/// Removes what was read before and nothing reads now: initializers (as inputs too, where listed), constants and what rearranges them,
 /// and descriptions of values that are gone. What nothing read before either is not ours to remove.
 pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
+    drop_dead_readers(graph, before);
     let mut readings = read_names(graph);
     let made: HashMap<String, usize> = graph
         .node
         .iter()
         .enumerate()
-        .filter(|(_, n)| is_standard(n) && matches!(n.op_type(), "Constant" | "Identity"))
+        .filter(|(_, n)| is_standard(n) && (n.op_type() == "Constant" || folds(n)))
         .flat_map(|(i, n)| n.output.iter().map(move |o| (o.clone(), i)))
         .collect();
     let mut idle: Vec<String> = before.read.iter().filter(|n| !readings.contains_key(*n)).cloned().collect();
@@ -60,6 +61,40 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
     let lost: HashSet<&str> = before.written.iter().map(String::as_str).filter(|o| !made.contains(o)).collect();
     graph.value_info.retain(|v| !lost.contains(v.name()) && !gone.contains(v.name()));
     graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
+}
+
+/// Removes nodes that no output follows from and that read what was taken away, and those that read them.
+fn drop_dead_readers(graph: &mut GraphProto, before: &Before) {
+    let now = live_names(graph);
+    let stored = graph.initializer.iter().map(|t| t.name().to_owned());
+    let mut lost: HashSet<String> = stored.filter(|n| before.read.contains(n) && !now.contains(n)).collect();
+    let alive = live(graph);
+    let mut gone = HashSet::new();
+    // A reader may stand before what it reads.
+    loop {
+        let known = gone.len();
+        for (at, node) in graph.node.iter().enumerate().filter(|(at, _)| !alive[*at]) {
+            let reads =
+                || node.input.iter().map(String::as_str).chain(crate::onnx::captures(node)).any(|n| lost.contains(n));
+            if !gone.contains(&at) && reads() {
+                gone.insert(at);
+                lost.extend(node.output.iter().filter(|o| !o.is_empty()).cloned());
+            }
+        }
+        if gone.len() == known {
+            break;
+        }
+    }
+    let mut index = 0..;
+    graph.node.retain(|_| index.next().is_none_or(|i| !gone.contains(&i)));
+}
+
+/// What the nodes read that outputs follow from, and the outputs.
+fn live_names(graph: &GraphProto) -> HashSet<String> {
+    let alive = live(graph);
+    let nodes = graph.node.iter().zip(&alive).filter(|(_, alive)| **alive).map(|(n, _)| n);
+    let read = nodes.flat_map(|n| n.input.iter().map(String::as_str).chain(crate::onnx::captures(n)));
+    graph.output.iter().map(|o| o.name()).chain(read).map(str::to_owned).collect()
 }
 
 /// How often each value is read by a node, a subgraph or the graph's output.

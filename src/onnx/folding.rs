@@ -1,0 +1,102 @@
+//! Constants behind operators that only rearrange or convert them, as exporters and converters leave them.
+
+use super::attributes;
+use super::graph::{Graph, is_standard};
+use super::precision::Precision;
+use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
+use super::tensor::{floats_of, initializer, read_integers};
+use ndarray::{ArrayD, IxDyn};
+
+/// Whether [`Graph::folded`] computes a node.
+pub(crate) fn folds(node: &NodeProto) -> bool {
+    const OPERATORS: [&str; 7] = ["Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"];
+    is_standard(node) && OPERATORS.contains(&node.op_type())
+}
+
+impl Graph<'_> {
+    /// The floating-point tensor that a name stands for, what rearranges or converts a constant computed; none if it is not one.
+    pub(crate) fn folded(&self, name: &str) -> Option<TensorProto> {
+        // Each step goes back towards an initializer, and there is no cycle.
+        if let Some(tensor) = self.constant(name) {
+            return Some(tensor.clone());
+        }
+        let node = self.producer(name).map(|n| &self.nodes()[n]).filter(|n| folds(n))?;
+        let from = self.folded(node.input.first()?)?;
+        let precision = Precision::of(from.data_type())?;
+        let dims: Vec<usize> = from.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+        let made = |dims: &[usize], elements: Vec<f32>, precision| {
+            Some(initializer(name.to_owned(), dims, elements.into_iter(), precision))
+        };
+        match node.op_type() {
+            "Identity" => Some(from),
+            "Cast" => {
+                let to = DataType::try_from(i32::try_from(attributes::int(node, "to")?).ok()?).ok()?;
+                made(&dims, floats_of(&from), Precision::of(to as i32)?)
+            }
+            "Transpose" => {
+                let order = match attributes::ints(node, "perm") {
+                    Some(order) => order.iter().map(|&a| usize::try_from(a).ok()).collect::<Option<Vec<_>>>()?,
+                    None => (0..dims.len()).rev().collect(),
+                };
+                let mut sorted = order.clone();
+                sorted.sort_unstable();
+                let stored = ArrayD::from_shape_vec(IxDyn(&dims), floats_of(&from)).ok()?;
+                let fits = sorted.into_iter().eq(0..dims.len());
+                let turned = fits.then(|| stored.permuted_axes(IxDyn(&order)))?;
+                made(turned.shape(), turned.iter().copied().collect(), precision)
+            }
+            // Whatever the new shape is called, the elements stay in their order.
+            _ => made(&self.regrouped(node, &dims)?, floats_of(&from), precision),
+        }
+    }
+
+    /// The dimensions that a `Reshape`, `Squeeze`, `Unsqueeze` or `Flatten` gives a constant.
+    fn regrouped(&self, node: &NodeProto, dims: &[usize]) -> Option<Vec<usize>> {
+        let given = |name: &str| {
+            let input = || read_integers(self.constant(node.input.get(1)?)?);
+            attributes::ints(node, name).map(<[i64]>::to_vec).or_else(input)
+        };
+        let axis =
+            |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
+        let wanted: Vec<usize> = match node.op_type() {
+            "Reshape" => {
+                let wanted = given("shape")?;
+                let known = wanted.iter().enumerate().map(|(at, &n)| match n {
+                    0 => dims.get(at).copied(),
+                    -1 => Some(1),
+                    n => usize::try_from(n).ok(),
+                });
+                let mut known: Vec<usize> = known.collect::<Option<_>>()?;
+                if let Some(open) = wanted.iter().position(|&n| n == -1) {
+                    let others = known.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+                    known[open] = dims.iter().product::<usize>().checked_div(others)?;
+                }
+                known
+            }
+            "Squeeze" => {
+                let axes = match given("axes") {
+                    Some(axes) => axes.into_iter().map(|a| axis(a, dims.len())).collect::<Option<Vec<_>>>()?,
+                    None => (0..dims.len()).filter(|&a| dims[a] == 1).collect(),
+                };
+                (0..dims.len()).filter(|a| !axes.contains(a)).map(|a| dims[a]).collect()
+            }
+            "Unsqueeze" => {
+                let axes = given("axes")?;
+                let rank = dims.len() + axes.len();
+                let axes = axes.into_iter().map(|a| axis(a, rank)).collect::<Option<Vec<_>>>()?;
+                let mut rest = dims.iter();
+                (0..rank)
+                    .map(|a| if axes.contains(&a) { Some(1) } else { rest.next().copied() })
+                    .collect::<Option<_>>()?
+            }
+            _ => {
+                let at = attributes::int(node, "axis").unwrap_or(1);
+                let at = usize::try_from(if at < 0 { at + dims.len() as i64 } else { at }).ok()?;
+                let (rows, columns) = dims.split_at_checked(at)?;
+                vec![rows.iter().product(), columns.iter().product()]
+            }
+        };
+        let count = wanted.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
+        (count == dims.iter().product::<usize>()).then_some(wanted)
+    }
+}

@@ -1,0 +1,166 @@
+//! The operators that compute a convolution over two axes, and how each stores a kernel.
+//!
+//! | operator | as a convolution `[out, in, kh, kw]` |
+//! |---|---|
+//! | `Conv` over one axis | height one |
+//! | `Conv` over two | itself |
+//! | `Conv` over three | the last two axes are one, `kw = k₂·k₃` |
+//! | `ConvTranspose` | over the input with zeros between and around its pixels, at stride one, the kernel turned by 180° |
+//! | `Gemm`, `MatMul` | `1×1`, the rows of the left matrix its pixels |
+
+use super::Graph;
+use super::graph::is_standard;
+use super::proto::NodeProto;
+use super::window::Window;
+use ndarray::{Array4, ArrayView4, Axis};
+use std::ops::Range;
+
+/// An operator with all that its attributes say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `Conv` over one to three spatial axes.
+    Conv(Window),
+    /// `ConvTranspose` over one to three.
+    ConvTranspose(Window),
+    /// `x·W + b`; `transposed`, the file stores `Wᵀ`.
+    Gemm { transposed: bool },
+    /// `x·W`, along the last axis of `x`.
+    MatMul,
+}
+
+/// Whether a node is one of these operators with weights of its own: a `MatMul` of two computed values is none.
+pub(crate) fn is_layer(graph: &Graph<'_>, node: &NodeProto) -> bool {
+    let weights = || node.input.get(1).is_some_and(|w| graph.is_constant(w));
+    is_standard(node)
+        && match node.op_type() {
+            "Conv" | "ConvTranspose" => true,
+            "Gemm" | "MatMul" => weights(),
+            _ => false,
+        }
+}
+
+/// The spatial axes of a kernel that are the first, and the second, of two.
+fn halves(axes: usize) -> [Range<usize>; 2] {
+    if axes == 1 { [0..0, 0..1] } else { [0..1, 1..axes] }
+}
+
+impl Kind {
+    pub(crate) fn op_type(&self) -> &'static str {
+        match self {
+            Self::Conv(_) => "Conv",
+            Self::ConvTranspose(_) => "ConvTranspose",
+            Self::Gemm { .. } => "Gemm",
+            Self::MatMul => "MatMul",
+        }
+    }
+
+    /// What convolutions have in common that store kernels alike, so that they can share one.
+    pub(crate) fn family(&self) -> String {
+        match self {
+            Self::Conv(window) if window.kernel.len() == 2 => String::new(),
+            Self::Conv(window) | Self::ConvTranspose(window) => format!("{}{}", self.op_type(), window.kernel.len()),
+            Self::Gemm { transposed: true } => "Gemm'".into(),
+            Self::Gemm { .. } | Self::MatMul => self.op_type().into(),
+        }
+    }
+
+    pub(crate) fn window(&self) -> Option<&Window> {
+        match self {
+            Self::Conv(window) | Self::ConvTranspose(window) => Some(window),
+            Self::Gemm { .. } | Self::MatMul => None,
+        }
+    }
+
+    pub(crate) fn is_transposed(&self) -> bool {
+        matches!(self, Self::ConvTranspose(_))
+    }
+
+    /// Whether it is a fully connected layer.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.window().is_none()
+    }
+
+    /// Strides along the two axes.
+    pub(crate) fn strides(&self) -> [usize; 2] {
+        let Some(window) = self.window() else { return [1; 2] };
+        self.axes().map(|axes| window.strides[axes].iter().product())
+    }
+
+    /// The shape `[out, in, kh, kw]` of a kernel stored in these dimensions.
+    pub(super) fn shape(&self, dims: &[usize]) -> Option<[usize; 4]> {
+        let (&[a, b], spatial) = dims.split_first_chunk::<2>()?;
+        let (out, inputs) = match self {
+            Self::Conv(_) | Self::Gemm { transposed: true } => (a, b),
+            Self::ConvTranspose(_) | Self::Gemm { .. } | Self::MatMul => (b, a),
+        };
+        let halves = if self.is_dense() { [0..0, 0..0] } else { halves(spatial.len()) };
+        let [kh, kw] = halves.map(|axes| spatial.get(axes).map(|s| s.iter().product()));
+        Some([out, inputs, kh?, kw?])
+    }
+
+    /// Height and width of a value that it reads or writes, of a shape as far as that is known.
+    pub(super) fn extent(&self, shape: Option<&[Option<usize>]>) -> [Option<usize>; 2] {
+        let Some(shape) = shape else { return [None; 2] };
+        let count = |dims: &[Option<usize>]| dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d)?));
+        match (self.window(), shape) {
+            // An open batch is one.
+            (None, [batch, rows @ .., _]) => [Some(1), count(rows).and_then(|n| n.checked_mul(batch.unwrap_or(1)))],
+            (Some(window), [_, _, spatial @ ..]) if spatial.len() == window.kernel.len() => {
+                self.axes().map(|axes| count(&spatial[axes]))
+            }
+            _ => [None; 2],
+        }
+    }
+
+    /// The spatial axes that the first, and the second, axis of a kernel stands for.
+    pub(crate) fn axes(&self) -> [Range<usize>; 2] {
+        halves(self.window().map_or(2, |w| w.kernel.len()))
+    }
+
+    /// The kernel `[out, in, kh, kw]` of stored elements; none if their shape is another.
+    pub(super) fn read(&self, dims: &[usize], elements: Vec<f64>) -> Option<Array4<f64>> {
+        let [out, inputs, kh, kw] = self.shape(dims)?;
+        match self {
+            Self::Conv(_) | Self::Gemm { transposed: true } => {
+                Array4::from_shape_vec([out, inputs, kh, kw], elements).ok()
+            }
+            Self::ConvTranspose(_) | Self::Gemm { .. } | Self::MatMul => {
+                let stored = Array4::from_shape_vec([inputs, out, kh, kw], elements).ok()?;
+                Some(turned(stored.view()).as_standard_layout().into_owned())
+            }
+        }
+    }
+
+    /// Dimensions and elements of a kernel `[out, in, kh, kw]` as the operator stores it; each axis has the extent of the whole
+    /// kernel or one.
+    pub(crate) fn store(&self, kernel: &Array4<f32>) -> (Vec<usize>, Vec<f32>) {
+        let (out, inputs, kh, kw) = kernel.dim();
+        let spatial = self.spatial([kh, kw]);
+        let flat = |view: ArrayView4<'_, f32>| view.iter().copied().collect();
+        match self {
+            Self::Conv(_) => ([vec![out, inputs], spatial].concat(), flat(kernel.view())),
+            Self::ConvTranspose(_) => ([vec![inputs, out], spatial].concat(), flat(turned(kernel.view()))),
+            Self::Gemm { transposed: true } => (vec![out, inputs], flat(kernel.view())),
+            Self::Gemm { .. } | Self::MatMul => (vec![inputs, out], flat(turned(kernel.view()))),
+        }
+    }
+
+    /// The spatial extents, as the operator counts its axes, of a kernel that has each of two extents or one instead.
+    pub(crate) fn spatial(&self, extents: [usize; 2]) -> Vec<usize> {
+        let Some(window) = self.window() else { return Vec::new() };
+        let each = self
+            .axes()
+            .into_iter()
+            .zip(extents)
+            .flat_map(|(axes, extent)| axes.map(move |axis| if extent == 1 { 1 } else { window.kernel[axis] }));
+        each.collect()
+    }
+}
+
+/// The first two axes exchanged, and the kernel turned by 180°.
+fn turned<T>(kernel: ArrayView4<'_, T>) -> ArrayView4<'_, T> {
+    let mut kernel = kernel.permuted_axes([1, 0, 2, 3]);
+    kernel.invert_axis(Axis(2));
+    kernel.invert_axis(Axis(3));
+    kernel
+}

@@ -1,0 +1,206 @@
+//! An equivalent copy of a model for a runtime that lacks operators of the first ONNX versions.
+//!
+//! | operator | as |
+//! |---|---|
+//! | `ImageScaler` | `x·scale + bias` of each channel |
+//! | `Affine` | `alpha·x + beta` |
+//! | `Crop` | `Slice` along the last two axes |
+//! | `Upsample` | `Resize` with its asymmetric coordinates, nearest rounded down |
+//!
+//! Nodes of one name get others.
+
+use super::graph::{Namer, is_standard};
+use super::proto::{
+    AttributeProto, ModelProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
+};
+use super::{Model, attributes, float_initializer};
+use bytes::Bytes;
+use std::collections::{BTreeSet, HashSet};
+
+/// The version in which `Resize` came.
+const RESIZE: i64 = 10;
+/// The one in which it got the region of interest.
+const RESIZE_REGION: i64 = 11;
+/// The first version that differs from that of `Resize` only in what is rewritten here.
+const OLDEST: i64 = 7;
+
+impl Model {
+    /// The copy, and what was rewritten in it; none if there is nothing to rewrite.
+    pub(crate) fn legalised(&self) -> Option<(Self, BTreeSet<&'static str>)> {
+        let graph = self.proto().graph.as_ref()?;
+        let named = |n: &&NodeProto| !n.name().is_empty();
+        let names: HashSet<&str> = graph.node.iter().filter(named).map(|n| n.name()).collect();
+        let repeated = names.len() < graph.node.iter().filter(named).count();
+        let old = |n: &NodeProto| is_standard(n) && OPERATORS.contains(&n.op_type());
+        if !repeated && !graph.node.iter().any(old) {
+            return None;
+        }
+        let mut proto = self.proto().clone();
+        let mut copy = Copy { opset: raise(&mut proto), namer: Namer::new(graph), initializers: Vec::new() };
+        let graph = proto.graph.as_mut()?;
+        let mut rewritten = BTreeSet::new();
+        let mut nodes = Vec::with_capacity(graph.node.len() + 8);
+        for mut node in graph.node.drain(..) {
+            if let Some(output) = node.output.first().filter(|_| repeated).cloned() {
+                node.name = Some(output);
+            }
+            match copy.rewrite(&node) {
+                Some((operator, instead)) => {
+                    rewritten.insert(operator);
+                    nodes.extend(instead);
+                }
+                None => nodes.push(node),
+            }
+        }
+        graph.node = nodes;
+        graph.initializer.extend(copy.initializers);
+        Some((Self::from_proto(proto), rewritten))
+    }
+}
+
+const OPERATORS: [&str; 4] = ["ImageScaler", "Affine", "Crop", "Upsample"];
+
+/// Raises the version of the operators to that of `Resize`, if the model upsamples and is near enough; the version.
+fn raise(proto: &mut ModelProto) -> i64 {
+    let upsamples = |n: &NodeProto| is_standard(n) && n.op_type() == "Upsample";
+    let wanted = proto.graph.as_ref().is_some_and(|g| g.node.iter().any(upsamples));
+    let own = proto.opset_import.iter_mut().find(|o| matches!(o.domain(), "" | "ai.onnx"));
+    let Some(own) = own else { return 1 };
+    if wanted && (OLDEST..RESIZE).contains(&own.version()) {
+        own.version = Some(RESIZE);
+    }
+    own.version()
+}
+
+/// The copy while it is made.
+struct Copy {
+    opset: i64,
+    namer: Namer,
+    initializers: Vec<TensorProto>,
+}
+
+impl Copy {
+    /// What stands for an operator, and its name; none where it may stay.
+    fn rewrite(&mut self, node: &NodeProto) -> Option<(&'static str, Vec<NodeProto>)> {
+        let input = node.input.first().filter(|_| is_standard(node))?.clone();
+        let number = |name: &str, otherwise: f32| attributes::float(node, name).unwrap_or(otherwise);
+        Some(match node.op_type() {
+            "ImageScaler" => {
+                let bias = attributes::floats(node, "bias").unwrap_or(&[]).to_vec();
+                let dims = if bias.is_empty() { vec![1] } else { vec![bias.len(), 1, 1] };
+                let bias = if bias.is_empty() { vec![0.0] } else { bias };
+                ("ImageScaler", self.affine(node, input, number("scale", 1.0), (&dims, bias)))
+            }
+            "Affine" => ("Affine", self.affine(node, input, number("alpha", 1.0), (&[1], vec![number("beta", 0.0)]))),
+            "Crop" => {
+                let &[left, top, right, bottom] = attributes::ints(node, "border")? else { return None };
+                let end = |border: i64| if border > 0 { border.checked_neg() } else { Some(i64::MAX) };
+                let ends = match attributes::ints(node, "scale") {
+                    Some(&[height, width]) => [top.checked_add(height)?, left.checked_add(width)?],
+                    _ => [end(bottom)?, end(right)?],
+                };
+                ("Crop", vec![self.slice(node, input, &[top, left], &ends, &[2, 3])])
+            }
+            "Upsample" if self.opset >= RESIZE => {
+                let mode = match attributes::string(node, "mode").unwrap_or("nearest") {
+                    "nearest" => "nearest",
+                    "linear" | "bilinear" => "linear",
+                    _ => return None,
+                };
+                let scales = match (node.input.get(1), attributes::floats(node, "scales")) {
+                    (Some(name), _) => name.clone(),
+                    (None, Some(scales)) => self.floats(node, &[scales.len()], scales.to_vec()),
+                    (None, None) => return None,
+                };
+                let mut attribute = vec![text("mode", mode)];
+                let mut inputs = vec![input];
+                if self.opset >= RESIZE_REGION {
+                    inputs.push(String::new());
+                    attribute.push(text("coordinate_transformation_mode", "asymmetric"));
+                    attribute.push(text("nearest_mode", "floor"));
+                }
+                inputs.push(scales);
+                ("Upsample", vec![NodeProto { attribute, ..like(node, "Resize", inputs) }])
+            }
+            // Its attributes became inputs in the version that the copy is raised to.
+            "Slice" if self.opset >= RESIZE && node.input.len() == 1 => {
+                let (starts, ends) = (attributes::ints(node, "starts")?, attributes::ints(node, "ends")?);
+                let all: Vec<i64> = (0..starts.len() as i64).collect();
+                let axes = attributes::ints(node, "axes").unwrap_or(&all);
+                ("Slice", vec![self.slice(node, input, starts, ends, axes)])
+            }
+            _ => return None,
+        })
+    }
+
+    /// `scale·x + bias`.
+    fn affine(
+        &mut self,
+        node: &NodeProto,
+        input: String,
+        scale: f32,
+        (dims, bias): (&[usize], Vec<f32>),
+    ) -> Vec<NodeProto> {
+        let (scale, bias) = (self.floats(node, &[1], vec![scale]), self.floats(node, dims, bias));
+        let scaled = self.namer.fresh(&format!("{}/scaled", node.output[0]));
+        let product = NodeProto {
+            output: vec![scaled.clone()],
+            name: Some(self.namer.fresh(&format!("{}/scale", node.output[0]))),
+            ..like(node, "Mul", vec![input, scale])
+        };
+        vec![product, like(node, "Add", vec![scaled, bias])]
+    }
+
+    fn slice(&mut self, node: &NodeProto, input: String, starts: &[i64], ends: &[i64], axes: &[i64]) -> NodeProto {
+        let named = [("starts", starts), ("ends", ends), ("axes", axes)];
+        if self.opset >= RESIZE {
+            let inputs = named.map(|(name, values)| self.integers(node, name, values));
+            return like(node, "Slice", std::iter::once(input).chain(inputs).collect());
+        }
+        let attribute = named.map(|(name, values)| AttributeProto {
+            name: Some(name.into()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: values.to_vec(),
+            ..AttributeProto::default()
+        });
+        NodeProto { attribute: attribute.to_vec(), ..like(node, "Slice", vec![input]) }
+    }
+
+    fn floats(&mut self, node: &NodeProto, dims: &[usize], values: Vec<f32>) -> String {
+        let name = self.namer.fresh(&format!("{}/constant", node.output[0]));
+        self.initializers.push(float_initializer(name.clone(), dims, values.into_iter()));
+        name
+    }
+
+    fn integers(&mut self, node: &NodeProto, what: &str, values: &[i64]) -> String {
+        let name = self.namer.fresh(&format!("{}/{what}", node.output[0]));
+        self.initializers.push(TensorProto {
+            name: Some(name.clone()),
+            dims: vec![values.len() as i64],
+            data_type: Some(DataType::Int64 as i32),
+            raw_data: Some(Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())),
+            ..TensorProto::default()
+        });
+        name
+    }
+}
+
+/// A node of another operator in the same place.
+fn like(node: &NodeProto, operator: &str, input: Vec<String>) -> NodeProto {
+    NodeProto {
+        input,
+        output: node.output.clone(),
+        name: node.name.clone(),
+        op_type: Some(operator.into()),
+        ..NodeProto::default()
+    }
+}
+
+fn text(name: &str, value: &str) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(AttributeType::String as i32),
+        s: Some(value.as_bytes().to_vec()),
+        ..AttributeProto::default()
+    }
+}
