@@ -155,14 +155,14 @@ pub enum Error {
         reason: String,
     },
     /// Some of many models were refused.
-    #[error("{refused} of {models} models refused: {path} says why")]
+    #[error("{refused} of {models} models refused, the first {first}")]
     Refused {
         /// How many.
         refused: usize,
         /// Of how many.
         models: usize,
-        /// The summary.
-        path: PathBuf,
+        /// The name of the first, and why.
+        first: String,
     },
     /// The output cannot be written.
     #[error("cannot write {path}: {source}")]

@@ -38,6 +38,10 @@ pub(super) struct ZooArguments {
     #[arg(long, value_name = "I/N", help_heading = "Models")]
     shard: Option<Shard>,
 
+    /// Take only this model, by its path in IN_DIR; may be repeated. No summary is written: for workflows with a job a model
+    #[arg(long, value_name = "PATH", conflicts_with = "shard", help_heading = "Models")]
+    only: Vec<String>,
+
     /// Give a model up after so many seconds; the next run tries it again
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Models")]
     timeout: Option<Duration>,
@@ -73,6 +77,7 @@ impl ZooArguments {
             jobs: usize::from(self.jobs),
             threads,
             shard: self.shard,
+            only: self.only,
             timeout: self.timeout,
         };
         Ok(ZooJob { zoo, output: asked.output })

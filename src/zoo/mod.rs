@@ -15,6 +15,7 @@ use hash::Key;
 use one::Worker;
 use onnx_jmd::{Error, Result, write_whole, writing};
 use row::{Outcome, Row};
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -72,6 +73,8 @@ pub struct Zoo {
     pub threads: usize,
     /// Which part of the models.
     pub shard: Option<Shard>,
+    /// Only these, by their names; empty for all.
+    pub only: Vec<String>,
     /// How long one may take.
     pub timeout: Option<Duration>,
 }
@@ -80,7 +83,8 @@ pub struct Zoo {
 #[derive(Debug)]
 pub struct Summary {
     rows: Vec<Row>,
-    path: PathBuf,
+    /// Where it was written, if that was its own.
+    path: Option<PathBuf>,
 }
 
 impl Zoo {
@@ -98,7 +102,17 @@ impl Zoo {
         let failed = |source| Error::Write { path: self.out_dir.clone(), source };
         std::fs::create_dir_all(&self.out_dir).map_err(failed)?;
         let all = found.len();
-        let mine = |&(place, _): &(usize, Found)| self.shard.is_none_or(|shard| shard.takes(place));
+        let known: HashSet<&str> = found.iter().map(|model| model.name.as_str()).collect();
+        if let Some(name) = self.only.iter().find(|name| !known.contains(name.as_str())) {
+            return Err(Error::Options(format!(
+                "--only names '{name}', which is no *.onnx in {}",
+                self.in_dir.display()
+            )));
+        }
+        let mine = |(place, model): &(usize, Found)| {
+            let named = self.only.is_empty() || self.only.contains(&model.name);
+            named && self.shard.is_none_or(|shard| shard.takes(*place))
+        };
         let models: Vec<Found> = found.into_iter().enumerate().filter(mine).map(|(_, found)| found).collect();
         let jobs = self.jobs.clamp(1, models.len().max(1));
         let threads = (self.threads / jobs).max(1);
@@ -112,15 +126,17 @@ impl Zoo {
             timeout: self.timeout,
         };
         let summary = Summary { rows: work(&models, jobs, &worker, progress), path: self.summary() };
-        let _whole = writing();
-        write_whole(&summary.path, summary.lines().as_bytes())?;
+        if let Some(path) = &summary.path {
+            let _whole = writing();
+            write_whole(path, summary.lines().as_bytes())?;
+        }
         Ok(summary)
     }
 
-    /// Where the summary goes: each shard has its own.
-    fn summary(&self) -> PathBuf {
+    /// Where the summary goes: each shard has its own, and single models have none, so that no two runs write the same.
+    fn summary(&self) -> Option<PathBuf> {
         let name = self.shard.map_or("zoo.jsonl".to_owned(), |s| format!("zoo-{}-of-{}.jsonl", s.index, s.count));
-        self.out_dir.join(name)
+        self.only.is_empty().then(|| self.out_dir.join(name))
     }
 }
 
@@ -160,9 +176,12 @@ impl Summary {
     /// # Errors
     /// [`Error::Refused`] if any model was.
     pub fn check(&self) -> Result<()> {
-        match self.count(Outcome::Refused) {
-            0 => Ok(()),
-            refused => Err(Error::Refused { refused, models: self.rows.len(), path: self.path.clone() }),
+        match self.rows.iter().find(|row| row.outcome == Outcome::Refused) {
+            None => Ok(()),
+            Some(row) => {
+                let first = format!("'{}': {}", row.model, row.reason.as_deref().unwrap_or_default());
+                Err(Error::Refused { refused: self.count(Outcome::Refused), models: self.rows.len(), first })
+            }
         }
     }
 }

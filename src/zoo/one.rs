@@ -62,7 +62,11 @@ impl Worker<'_> {
             remove(&model.output)?;
         }
         let row = Row { seconds, key: Some(key), input_sha256: Some(input.sha256), ..ended };
-        row.write(&record)?;
+        if row.is_final() {
+            row.write(&record)?
+        } else {
+            remove(&record)?
+        }
         Ok(row)
     }
 

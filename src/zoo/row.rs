@@ -9,8 +9,8 @@ use std::path::Path;
 /// Version of the lines' layout; it grows when a field changes its meaning or goes.
 pub const ZOO_VERSION: u32 = 1;
 
-/// Exit codes that follow from the model and the options alone: trying again would cost the time again.
-const FINAL: [u8; 4] = [5, 6, 7, 8];
+/// Exit codes that follow from the model and the options alone: to try again would end the same.
+const FINAL: [u8; 7] = [2, 3, 5, 6, 7, 8, 10];
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,9 +107,9 @@ impl Row {
         write_whole(path, text.as_bytes())
     }
 
-    /// Whether a refusal would come again.
+    /// Whether trying again would end the same: not so where a process was killed or ended, or the disk was full.
     pub fn is_final(&self) -> bool {
-        self.exit_code.is_some_and(|code| FINAL.contains(&code))
+        self.outcome != Outcome::Refused || self.exit_code.is_some_and(|code| FINAL.contains(&code))
     }
 
     /// The most telling figure of how near the output is to the input, or what there is in its place.

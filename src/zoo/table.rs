@@ -67,6 +67,6 @@ impl fmt::Display for Summary {
             count(Outcome::Refused),
             self.rows.iter().filter(|row| row.up_to_date).count()
         )?;
-        writeln!(f, "  {}", self.path.display())
+        self.path.iter().try_for_each(|path| writeln!(f, "  {}", path.display()))
     }
 }
