@@ -5,7 +5,7 @@ use super::row::{Outcome, Row, Sizes};
 use comfy_table::{CellAlignment, Table, presets};
 use std::fmt;
 
-const COLUMNS: [&str; 9] = ["model", "outcome", "", "ratio", "parameters", "after", "file bytes", "after", "s"];
+const COLUMNS: [&str; 9] = ["model", "outcome", "result", "ratio", "parameters", "after", "file bytes", "after", "s"];
 /// Of these the first are words.
 const WORDS: usize = 3;
 
