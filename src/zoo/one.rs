@@ -87,13 +87,15 @@ impl Worker<'_> {
 
     fn ended(&self, model: &Found, input: &Content, report: &Path, end: End, said: &str) -> Result<Row> {
         let sentence = sentence(said);
+        // What is said first, before any trace of calls.
+        let first = said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
         let refused = |code, reason| Ok(Row::refused(&model.name, code, reason));
         let (outcome, code, reason) = match end {
             End::Code(0) => (Outcome::Compressed, 0, None),
             End::Code(4) => (Outcome::LeftAlone, 4, Some(sentence)),
             End::Code(code) => return refused(Some(code), sentence),
-            End::Broken(how) if sentence.is_empty() => return refused(None, how),
-            End::Broken(how) => return refused(None, format!("{how}: {sentence}")),
+            End::Broken(how) if first.is_empty() => return refused(None, how),
+            End::Broken(how) => return refused(None, format!("{how}: {first}")),
             End::Late => {
                 let limit = self.timeout.unwrap_or_default().as_secs_f64();
                 return refused(None, format!("it took longer than --timeout {limit}"));
