@@ -154,6 +154,16 @@ pub enum Error {
         /// The solver's reason.
         reason: String,
     },
+    /// Some of many models were refused.
+    #[error("{refused} of {models} models refused, the first {first}")]
+    Refused {
+        /// How many.
+        refused: usize,
+        /// Of how many.
+        models: usize,
+        /// The name of the first, and why.
+        first: String,
+    },
     /// The output cannot be written.
     #[error("cannot write {path}: {source}")]
     Write {
@@ -187,6 +197,7 @@ impl Error {
             Self::Gate { .. } => 8,
             Self::Write { .. } => 9,
             Self::Plan { .. } => 10,
+            Self::Refused { .. } => 11,
         }
     }
 }

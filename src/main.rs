@@ -3,9 +3,10 @@
 #![warn(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::exit)]
 
 mod cli;
+mod zoo;
 
 use clap::Parser;
-use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob};
+use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob, ZooJob};
 use onnx_jmd::{Compilation, Error, Model, Result, compare, compile, inspect, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
@@ -18,6 +19,7 @@ use std::time::Instant;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    zoo::end_with_parent();
     let arguments = Cli::parse();
     // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.
     std::panic::set_hook(Box::new(|_| ()));
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         Job::Compress(job) => compressed(*job),
         Job::Inspect(job) => inspected(&job),
         Job::Verify(job) => verified(&job),
+        Job::Zoo(job) => many(&job),
         Job::Text(text) => printed(&text),
     });
     match outcome {
@@ -136,6 +139,16 @@ fn verified(job: &VerifyJob) -> Result<()> {
     // What was found is told whether it is near enough or not.
     tell(&job.output, || found.to_json(), &found)?;
     found.check(&job.options)
+}
+
+/// `onnx-jmd zoo`.
+fn many(job: &ZooJob) -> Result<()> {
+    let progress = begin(&job.output)?;
+    let summary = job.zoo.run(&progress)?;
+    if !job.output.quiet {
+        print(&summary).map_err(|source| Error::Write { path: "standard output".into(), source })?;
+    }
+    summary.check()
 }
 
 /// `onnx-jmd completions` and `onnx-jmd man`.

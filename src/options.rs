@@ -7,7 +7,7 @@ use crate::gates::Gates;
 use crate::group::GroupOptions;
 use crate::images::Images;
 use crate::onnx::Model;
-use crate::plan::{PlanOptions, PlannedCalibration, Replay};
+use crate::plan::{self, PlanOptions, PlannedCalibration, Replay};
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -83,9 +83,13 @@ impl Options {
         })
     }
 
-    /// Refuses, before any work, what makes no sense.
-    pub(crate) fn validate(&self, model: &Model) -> Result<()> {
+    /// Refuses, before any model is read, what makes no sense for any.
+    ///
+    /// # Errors
+    /// [`Error::Options`] naming the option.
+    pub fn check(&self) -> Result<()> {
         self.gates.sound()?;
+        plan::check(&self.plan)?;
         // Bounds that nothing will measure.
         if self.gates.min_snr.is_some() && self.verify.is_none() {
             return Err(Error::Options("--min-snr needs verification: leave out --no-verify".into()));
@@ -107,6 +111,12 @@ impl Options {
                 return Err(Error::Options("--max-drop needs calibration: leave out --calib none".into()));
             }
         }
+        Ok(())
+    }
+
+    /// Refuses, before any work, what makes no sense for this model.
+    pub(crate) fn validate(&self, model: &Model) -> Result<()> {
+        self.check()?;
         model.check_shape_names(&self.groups.input_shapes)
     }
 }

@@ -4,17 +4,20 @@ mod compress;
 mod inspect;
 mod shared;
 mod verify;
+mod zoo;
 
 pub use compress::CompressJob;
 pub use inspect::InspectJob;
 pub use shared::Output;
 pub use verify::VerifyJob;
+pub use zoo::ZooJob;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use compress::Compress;
 use inspect::Inspect;
 use onnx_jmd::Result;
 use verify::Verify;
+use zoo::ZooArguments;
 
 /// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
 ///
@@ -47,6 +50,7 @@ pub struct Cli {
 enum Command {
     Inspect(Inspect),
     Verify(Verify),
+    Zoo(Box<ZooArguments>),
     /// Print completions for a shell to standard output
     Completions {
         /// The shell
@@ -66,6 +70,8 @@ pub enum Job {
     Inspect(InspectJob),
     /// How far two models are apart.
     Verify(Box<VerifyJob>),
+    /// Many smaller models.
+    Zoo(Box<ZooJob>),
     /// A text for standard output: completions, or the manual page.
     Text(Vec<u8>),
 }
@@ -80,6 +86,7 @@ impl Cli {
             None => Ok(Job::Compress(Box::new(self.compress.job()?))),
             Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
             Some(Command::Verify(verify)) => Ok(Job::Verify(Box::new(verify.job()?))),
+            Some(Command::Zoo(zoo)) => Ok(Job::Zoo(Box::new(zoo.job()?))),
             Some(Command::Completions { shell }) => {
                 let mut text = Vec::new();
                 clap_complete::generate(shell, &mut Self::command(), "onnx-jmd", &mut text);
@@ -121,6 +128,7 @@ Exit codes:
      (verify: also of --max-difference)
   9  the output cannot be written
   10 the plan is not sound or does not fit the model; the message names the line
+  11 zoo: some models were refused; the summary says which and why
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
@@ -130,4 +138,5 @@ Examples:
   onnx-jmd in.onnx out.onnx --plan plan.toml
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95
   onnx-jmd inspect in.onnx
-  onnx-jmd verify in.onnx out.onnx --images test.npy";
+  onnx-jmd verify in.onnx out.onnx --images test.npy
+  onnx-jmd zoo models smaller --ratio 2 --jobs 4";

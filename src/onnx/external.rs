@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
@@ -90,6 +90,12 @@ pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<bool> {
         }
     });
     failure.map_or(Ok(true), Err)
+}
+
+/// The files that the tensors of a graph stand in, as far as they are there and within the model's folder.
+pub(super) fn files(graph: &GraphProto, folder: &Path) -> BTreeSet<PathBuf> {
+    let external = tensors(graph).into_iter().filter(|t| is_external(t));
+    external.filter_map(|tensor| Place::of(tensor).ok()?.file(folder).ok()).collect()
 }
 
 /// Gives one tensor its data; of each file what any tensor needs is read once.

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Element types that count as parameters.
@@ -51,6 +51,21 @@ impl Model {
         // Beside the file itself, wherever a link to it stands.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Self::read(bytes, path.parent().filter(|p| !p.as_os_str().is_empty()).or(Some(Path::new("."))))
+    }
+
+    /// The files that a model consists of: itself, then those that its tensors stand in (external data), as far as they are there.
+    /// A file that is no model consists of itself.
+    ///
+    /// # Errors
+    /// [`Error::Read`] if the file cannot be read.
+    pub fn files(path: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
+        let path = path.as_ref();
+        let failed = |source| Error::Read { path: path.to_owned(), source };
+        let proto = ModelProto::decode(Bytes::from(std::fs::read(path).map_err(failed)?));
+        let real = std::fs::canonicalize(path).map_err(failed)?;
+        let graph = proto.ok().and_then(|proto| proto.graph);
+        let beside = graph.zip(real.parent()).map(|(graph, folder)| external::files(&graph, folder));
+        Ok(std::iter::once(path.to_owned()).chain(beside.unwrap_or_default()).collect())
     }
 
     /// Reads a model from memory.

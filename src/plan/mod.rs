@@ -210,7 +210,8 @@ impl Plan {
 /// The least ratio worth a plan.
 pub(crate) const LEAST_RATIO: f64 = 1.02;
 
-fn check(options: &PlanOptions) -> Result<()> {
+/// Refuses, before any work, options that no model could satisfy.
+pub(crate) fn check(options: &PlanOptions) -> Result<()> {
     match options.policy {
         RankPolicy::Ratio(r) if !(r > 1.0 && r.is_finite()) => {
             return Err(Error::Options(format!("--ratio must be a number above 1, not {r}")));
