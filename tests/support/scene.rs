@@ -39,7 +39,7 @@ impl Scene {
     }
 
     pub fn run_exactly(&self, arguments: &str) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        let mut command = Command::new(option_env!("CARGO_BIN_EXE_onnx-jmd").expect("cargo test builds the command"));
         command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
     }
 
