@@ -16,6 +16,8 @@ pub(crate) struct Graph<'m> {
     overridable: HashSet<&'m str>,
     /// Tensors behind names that are constant.
     constants: HashMap<&'m str, &'m TensorProto>,
+    /// For what an `Identity` writes, how often it or anything it is a copy of is read.
+    copies: HashMap<&'m str, usize>,
     order: Vec<usize>,
     opset: i64,
 }
@@ -57,6 +59,7 @@ impl<'m> Graph<'m> {
             consumers: HashMap::new(),
             overridable: HashSet::new(),
             constants: HashMap::new(),
+            copies: HashMap::new(),
             initializers,
             order: Vec::new(),
             opset: own.map_or(1, |o| o.version()),
@@ -103,7 +106,11 @@ impl<'m> Graph<'m> {
             let node = &self.proto.node[index];
             let Some(output) = node.output.first().filter(|_| is_standard(node)) else { continue };
             let tensor = match node.op_type() {
-                "Identity" => node.input.first().and_then(|i| self.constants.get(i.as_str()).copied()),
+                "Identity" => {
+                    let input = node.input.first().map_or("", String::as_str);
+                    self.copies.insert(output, self.uses(output).len().max(self.constant_uses(input)));
+                    self.constants.get(input).copied()
+                }
                 "Constant" => node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref()),
                 _ => None,
             };
@@ -214,15 +221,7 @@ impl<'m> Graph<'m> {
 
     /// How often the tensor behind a constant name is read, the `Identity` nodes in between not counted.
     pub(crate) fn constant_uses(&self, name: &str) -> usize {
-        let mut name = name;
-        let mut most = self.uses(name).len();
-        while let Some(node) =
-            self.producer(name).map(|n| &self.proto.node[n]).filter(|n| n.op_type() == "Identity" && is_standard(n))
-        {
-            name = node.input.first().map_or("", String::as_str);
-            most = most.max(self.uses(name).len());
-        }
-        most
+        self.copies.get(name).copied().unwrap_or_else(|| self.uses(name).len())
     }
 }
 
@@ -267,6 +266,8 @@ pub(crate) fn captures(node: &NodeProto) -> Vec<&str> {
 #[derive(Debug)]
 pub(crate) struct Namer {
     taken: HashSet<String>,
+    /// For a name that was wanted and taken, the number to try next.
+    next: HashMap<String, usize>,
 }
 
 impl Namer {
@@ -287,15 +288,31 @@ impl Namer {
         }
         let mut taken = HashSet::new();
         collect(graph, &mut taken);
-        Self { taken }
+        Self { taken, next: HashMap::new() }
     }
 
     /// `wanted`, or `wanted_2`, `wanted_3`, … if that is taken.
     pub(crate) fn fresh(&mut self, wanted: &str) -> String {
-        let numbered = (2..).map(|n| format!("{wanted}_{n}"));
-        let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|n| !self.taken.contains(n));
-        let name = name.unwrap_or_default();
+        let from = self.next.get(wanted).copied().unwrap_or(1);
+        let named = |n: usize| if n == 1 { wanted.to_owned() } else { format!("{wanted}_{n}") };
+        let found = (from..).map(|n| (n, named(n))).find(|(_, name)| !self.taken.contains(name));
+        let (number, name) = found.unwrap_or_default();
+        self.next.insert(wanted.to_owned(), number + 1);
         self.taken.insert(name.clone());
         name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_wanted_often_is_found_at_once() {
+        let mut namer = Namer::new(&GraphProto::default());
+        assert_eq!(["x", "x", "x_2", "x"].map(|wanted| namer.fresh(wanted)), ["x", "x_2", "x_2_2", "x_3"]);
+        // Trying every number again takes minutes.
+        (0..100_000).for_each(|_| drop(namer.fresh("y")));
+        assert_eq!(namer.fresh("y"), "y_100001");
     }
 }

@@ -132,9 +132,10 @@ impl Resolutions {
         let mut level = Level { scale: [1.0; 2], after: None };
         let data = || node.input.iter().filter(|n| !n.is_empty() && graph.constant(n).is_none());
         let is_gate = |name: &str| self.extent(name) == [Some(1); 2];
+        let all_gates = data().all(|name| is_gate(name));
         for name in data() {
             // One number a channel, as in squeeze and excite, takes the level of what it is multiplied with.
-            if is_gate(name) && data().any(|other| !is_gate(other)) {
+            if is_gate(name) && !all_gates {
                 continue;
             }
             let other = self.level(name);
