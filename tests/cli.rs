@@ -403,7 +403,7 @@ fn shells_and_the_manual_know_every_option() {
 fn help_lists_every_exit_code() {
     let scene = Scene::new(&[]);
     let help = String::from_utf8(scene.run("--help").stdout).unwrap();
-    for code in 0..=10 {
+    for code in 0..=11 {
         assert!(help.lines().any(|l| l.trim_start().starts_with(&format!("{code} "))), "exit code {code}");
     }
 }
