@@ -38,8 +38,7 @@ const NUMBERS: [i64; 24] = [
     i64::MIN,
 ];
 
-const NAMES: [&str; 9] =
-    ["", "image", "scores", "jmd_a", "x\0y", "a/b:c", "Übergröße", "<b>&\"'</b>", "conv_1.weight"];
+const NAMES: [&str; 9] = ["", "image", "scores", "jmd_a", "x\0y", "a/b:c", "Übergröße", "<b>&\"'</b>", "conv_1.weight"];
 
 const OPERATORS: [&str; 40] = [
     "Conv",
@@ -230,7 +229,12 @@ fn mutate_graph(graph: &mut GraphProto, pick: Pick<'_>) {
                     let (node, made) = (&mut graph.node[index], format!("through_{index}"));
                     let Some(output) = node.output.first_mut() else { return };
                     let op_type = Some(OPERATORS[pick(OPERATORS.len())].to_owned());
-                    let through = NodeProto { op_type, input: vec![made.clone()], output: vec![output.clone()], ..NodeProto::default() };
+                    let through = NodeProto {
+                        op_type,
+                        input: vec![made.clone()],
+                        output: vec![output.clone()],
+                        ..NodeProto::default()
+                    };
                     *output = made;
                     graph.node.push(through);
                 }
@@ -255,7 +259,8 @@ fn mutate_graph(graph: &mut GraphProto, pick: Pick<'_>) {
             for _ in 0..pick(40) {
                 let nested = AttributeProto { g: Some(inner), ..AttributeProto::default() };
                 let input = vec![name(graph, pick)];
-                let node = NodeProto { op_type: Some("If".into()), input, attribute: vec![nested], ..NodeProto::default() };
+                let node =
+                    NodeProto { op_type: Some("If".into()), input, attribute: vec![nested], ..NodeProto::default() };
                 inner = GraphProto { node: vec![node], ..GraphProto::default() };
             }
             let Some(node) = at(&mut graph.node, pick) else { return };
@@ -322,7 +327,9 @@ fn mutate_tensor(tensor: &mut TensorProto, pick: Pick<'_>) {
         2 => {
             // The same elements in other dimensions.
             let all = tensor.dims.iter().try_fold(1i64, |n, d| n.checked_mul(*d)).unwrap_or(1);
-            tensor.dims = [vec![all], vec![all, 1, 1, 1], vec![1, all, 1, 1], vec![1, 1, 1, all], vec![0, 3, 1, 1]][pick(5)].clone();
+            tensor.dims = [vec![all], vec![all, 1, 1, 1], vec![1, all, 1, 1], vec![1, 1, 1, all], vec![0, 3, 1, 1]]
+                [pick(5)]
+            .clone();
         }
         3 => tensor.data_type = Some(pick(26) as i32),
         4 => {
@@ -348,8 +355,10 @@ fn mutate_tensor(tensor: &mut TensorProto, pick: Pick<'_>) {
             tensor.float_data = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         }
         7 => {
-            let entry = |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
-            tensor.external_data = vec![entry("location", NAMES[pick(NAMES.len())]), entry("offset", &number(pick).to_string())];
+            let entry =
+                |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+            tensor.external_data =
+                vec![entry("location", NAMES[pick(NAMES.len())]), entry("offset", &number(pick).to_string())];
             tensor.data_location = Some(DataLocation::External as i32);
         }
         _ => tensor.name = Some(NAMES[pick(NAMES.len())].to_owned()),

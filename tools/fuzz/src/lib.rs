@@ -1,4 +1,11 @@
 //! What the fuzz targets share: how a model goes through everything short of running it.
+//!
+//! ```text
+//! cargo run --example seeds -- corpus                                     # here, a first corpus for each target
+//! cargo +nightly fuzz run --fuzz-dir tools/fuzz -s none -a compile        # at the root; also bytes_to_model, mutated_model
+//! cargo +nightly fuzz run --fuzz-dir tools/fuzz -s none -a --features verify parsers   # builds tract: half an hour
+//! ```
+//! `-a` turns on checks of overflow. No sanitizer is needed, as the crate has no unsafe code but its allocator.
 
 #[path = "../../../tests/support/mod.rs"]
 pub mod support;
