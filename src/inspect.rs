@@ -5,7 +5,7 @@ use crate::factor::{self, Form, Scheme, Unfolding};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::onnx::{Conv, Graph, Model};
 use crate::plan::{Members, Plan, PlanOptions, SchemeChoice};
-use crate::report::{BlockRow, LeftRow, blocks, json, left_alone, table, thousands};
+use crate::report::{BlockRow, LeftRow, blocks, json, left_alone, table, thousands, total};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -131,8 +131,8 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
     let graph = Graph::new(model)?;
     grouping.convs.iter().try_for_each(Conv::check_finite)?;
     let input = |(name, element_type, dims)| InputRow { name, element_type, dims };
-    let macs: Option<u64> = grouping.convs.iter().map(Conv::known_macs).sum();
-    let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
+    let macs = total(grouping.convs.iter().map(Conv::known_macs));
+    let skipped = total(grouping.skipped.iter().map(|s| s.macs));
     let groups = grouping.groups.par_iter().with_max_len(1).map(|group| {
         let members = || group.members.iter().map(|&m| &grouping.convs[m]);
         Ok(InspectedGroup {
@@ -141,7 +141,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
             members: members().map(|c| c.name.clone()).collect(),
             kernels: members().map(|c| c.shape).collect(),
             weights: members().map(Conv::weights).sum(),
-            macs: members().map(Conv::known_macs).sum(),
+            macs: total(members().map(Conv::known_macs)),
             spectra: spectra(&grouping, &group.members)?,
         })
     });
@@ -155,7 +155,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
         producer: producer.trim().to_owned(),
         parameters: model.parameters(),
         weights: graph.layer_weights(),
-        macs: macs.zip(skipped).map(|(a, b)| a + b),
+        macs: macs.zip(skipped).map(|(a, b)| a.saturating_add(b)),
         file_bytes: model.file_bytes(),
         inputs: model.inputs().into_iter().map(input).collect(),
         shared_kernels: shared_kernels(&graph),

@@ -14,9 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Stages leave gaps of all sizes: with this allocator they go back to the system.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: cli::Bounded = cli::Bounded;
 
 fn main() -> ExitCode {
     zoo::end_with_parent();
@@ -47,7 +46,12 @@ fn main() -> ExitCode {
 
 /// A line on standard error; if that is closed or full there is nobody to tell.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", harmless(line));
+}
+
+/// A line without what a terminal would obey: names come from the model.
+fn harmless(line: &str) -> String {
+    line.replace(char::is_control, "\u{fffd}")
 }
 
 /// Ends the process on Ctrl-C, after a file that is just being written.
@@ -177,7 +181,7 @@ fn tell(output: &Output, json: impl Fn() -> String, tables: &impl Display) -> Re
 fn print(tables: &impl Display) -> std::io::Result<()> {
     let bold = anstyle::Style::new().bold();
     let mut out = anstream::stdout().lock();
-    for line in tables.to_string().lines() {
+    for line in tables.to_string().lines().map(harmless) {
         if line.is_empty() || line.starts_with(' ') {
             writeln!(out, "{line}")?;
         } else {

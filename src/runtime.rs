@@ -170,7 +170,10 @@ fn guarded<T>(action: impl FnOnce() -> TractResult<T>) -> std::result::Result<T,
             let chain: Vec<String> = error.chain().map(|e| e.to_string().replace('\n', " ")).collect();
             Err(chain.join(": "))
         }
-        Err(_) => Err("it panicked".into()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Err(format!("it panicked: {}", text.unwrap_or("without a word").replace('\n', " ")))
+        }
     }
 }
 

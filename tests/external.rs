@@ -116,3 +116,24 @@ fn a_link_out_of_the_folder_is_refused() {
     std::os::unix::fs::symlink(outside.path().join("w.bin"), scene.path("weights.bin")).unwrap();
     assert!(scene.fails("in.onnx out.onnx --ratio 1.6", 3).contains("leads out"));
 }
+
+#[test]
+fn one_file_is_read_once_however_it_is_spelt() {
+    // Otherwise a model of some kilobytes reads one large file a thousand times.
+    let (mut model, data) = split(&small_resnet(3));
+    for (at, tensor) in model.graph.as_mut().unwrap().initializer.iter_mut().enumerate() {
+        tensor.external_data[0].value = Some("./".repeat(at) + "weights.bin");
+    }
+    let scene = Scene::new(&model.encode_to_vec());
+    let room = 256 << 20;
+    std::fs::write(scene.path("weights.bin"), data).unwrap();
+    std::fs::OpenOptions::new().write(true).open(scene.path("weights.bin")).unwrap().set_len(room).unwrap();
+    let last = model.graph.as_mut().unwrap().initializer.iter_mut();
+    for tensor in last {
+        tensor.dims = vec![room as i64 / 4];
+        tensor.external_data.retain(|e| e.key() == "location");
+    }
+    std::fs::write(scene.path("many.onnx"), model.encode_to_vec()).unwrap();
+    scene.succeeds("in.onnx out.onnx --ratio 1.6 -q --no-verify");
+    scene.succeeds("inspect many.onnx -q --max-memory 0.4");
+}

@@ -147,6 +147,71 @@ fn long_chains_and_deep_nests_take_no_time_to_speak_of() {
     assert!(start.elapsed().as_secs() < 60);
 }
 
+/// Found by tools/fuzz: convolutions whose work is possible for each and in all beyond 64 bits.
+#[test]
+fn the_work_of_all_convolutions_overflows_nothing() {
+    let side = 1 << 24;
+    for group in [1, 2] {
+        let mut b = ModelBuilder::new(&[1, 4, side, side], 1);
+        for at in 0..4 {
+            let weight = b.tensor(&format!("w{at}"), &[1024, 4 / group, 3, 3], 1.0);
+            let attributes = vec![support::int("group", group as i64)];
+            b.node("Conv", &["image", &weight], &format!("c{at}"), attributes);
+        }
+        let model = Model::from_bytes(b.build(&["c0", "c1", "c2", "c3"])).unwrap();
+        let found = onnx_jmd::inspect(&model, &onnx_jmd::GroupOptions::default()).unwrap();
+        assert_eq!(found.macs, Some(u64::MAX), "group {group}");
+        try_all(model.to_bytes());
+    }
+}
+
+/// A model whose nodes read `image` and these weights, and whose output is `out`.
+fn of_nodes(nodes: impl FnOnce(&mut ModelBuilder)) -> Vec<u8> {
+    let mut b = ModelBuilder::new(&[1, 8, 4, 4], 1);
+    b.tensor("w", &[8, 8, 3, 3], 1.0);
+    nodes(&mut b);
+    b.build(&["out"])
+}
+
+/// Each was once quadratic in the size of the file, so that it takes minutes.
+#[test]
+fn what_is_read_very_often_takes_no_time_to_speak_of() {
+    // Copies of a copy, the last of them the kernel of many.
+    try_all(of_nodes(|b| {
+        let last = (0..20_000).fold("w".to_owned(), |w, at| b.node("Identity", &[&w], &format!("w{at}"), vec![]));
+        (0..20_000).for_each(|at| drop(b.node("Conv", &["image", &last], &format!("c{at}"), vec![])));
+        b.node("Relu", &["c0"], "out", vec![]);
+    }));
+    // Many values of one pixel, joined.
+    try_all(of_nodes(|b| {
+        let all: Vec<String> =
+            (0..30_000).map(|at| b.node("GlobalAveragePool", &["image"], &format!("g{at}"), vec![])).collect();
+        b.node("Concat", &all.iter().map(String::as_str).collect::<Vec<_>>(), "out", vec![]);
+    }));
+    // A chain without a fork, whose roles would be as long as itself.
+    try_all(of_nodes(|b| {
+        let last = (0..30_000).fold("image".to_owned(), |x, at| {
+            let x = b.node("Relu", &[&x], &format!("r{at}"), vec![]);
+            if at % 10 > 0 {
+                return x;
+            }
+            let own = b.tensor(&format!("w{at}"), &[1, 1, 1, 1], 1.0);
+            b.node("Conv", &[&x, &own], &format!("c{at}"), vec![])
+        });
+        b.node("Relu", &[&last], "out", vec![]);
+    }));
+    // Values that all end in one place.
+    try_all(of_nodes(|b| {
+        let all: Vec<String> = (0..20_000)
+            .scan("image".to_owned(), |x, at| {
+                *x = b.node("Relu", &[x], &format!("r{at}"), vec![]);
+                Some(x.clone())
+            })
+            .collect();
+        b.node("Sum", &all.iter().map(String::as_str).collect::<Vec<_>>(), "out", vec![]);
+    }));
+}
+
 #[test]
 fn a_tensor_in_another_file_is_refused() {
     let error = damaged(|m| {

@@ -147,7 +147,7 @@ pub(super) struct Compress {
     pixels: Pixels,
 
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
 
     /// Write the report in pictures, a page of HTML that needs nothing else
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]

@@ -19,7 +19,7 @@ pub(super) struct Inspect {
     shapes: Shapes,
 
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
 }
 
 /// A model to look at.

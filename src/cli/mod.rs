@@ -2,12 +2,14 @@
 
 mod compress;
 mod inspect;
+mod memory;
 mod shared;
 mod verify;
 mod zoo;
 
 pub use compress::CompressJob;
 pub use inspect::InspectJob;
+pub use memory::Bounded;
 pub use shared::Output;
 pub use verify::VerifyJob;
 pub use zoo::ZooJob;
@@ -82,6 +84,13 @@ impl Cli {
     /// # Errors
     /// Those of arguments that contradict each other, or of files that cannot be read or do not fit.
     pub fn job(self) -> Result<Job> {
+        // Before any file is read.
+        memory::bound(match &self.command {
+            None => self.compress.output.max_memory,
+            Some(Command::Inspect(inspect)) => inspect.output.max_memory,
+            Some(Command::Verify(verify)) => verify.output.max_memory,
+            Some(Command::Zoo(_) | Command::Completions { .. } | Command::Man) => None,
+        });
         match self.command {
             None => Ok(Job::Compress(Box::new(self.compress.job()?))),
             Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
@@ -129,6 +138,7 @@ Exit codes:
   9  the output cannot be written
   10 the plan is not sound or does not fit the model; the message names the line
   11 zoo: some models were refused; the summary says which and why
+  13 it would take more memory than --max-memory; nothing was written
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2

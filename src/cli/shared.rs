@@ -120,6 +120,10 @@ pub struct Output {
     /// Threads to use, all cores by default; the result does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+
+    /// End in an error rather than take more memory, in gibibytes; by default what the machine has (on Linux)
+    #[arg(long, value_name = "GIB", value_parser = super::memory::gibibytes)]
+    pub max_memory: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -30,7 +30,7 @@ pub(super) struct Verify {
     pixels: Pixels,
 
     #[command(flatten)]
-    output: Output,
+    pub(super) output: Output,
 }
 
 /// Two models to compare.

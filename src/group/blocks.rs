@@ -18,22 +18,27 @@ pub struct RepeatedBlock {
 
 /// The innermost fork–join regions with a convolution, those of equal structure together, in graph order.
 pub(super) fn repeated(graph: &Graph<'_>) -> Vec<RepeatedBlock> {
-    let rank: HashMap<usize, usize> = graph.order().iter().enumerate().map(|(r, &n)| (n, r)).collect();
+    let mut rank = vec![0; graph.nodes().len()];
+    graph.order().iter().enumerate().for_each(|(r, &n)| rank[n] = r);
     let mut regions = regions(graph, &rank);
     // Innermost: no smaller region with a convolution inside.
-    regions.sort_by_key(|r| (r.nodes.len(), r.nodes.first().map(|n| rank[n])));
+    regions.sort_by_key(|r| (r.nodes.len(), r.nodes.first().map(|&n| rank[n])));
     let mut innermost: Vec<Region<'_>> = Vec::new();
+    // By their first nodes, as there may be very many.
+    let mut starting: HashMap<usize, Vec<usize>> = HashMap::new();
     for region in regions {
-        if !innermost.iter().any(|inner| inner.nodes.iter().all(|n| region.nodes.contains(n))) {
+        let mut within = region.nodes.iter().filter_map(|n| starting.get(n)).flatten();
+        if !within.any(|&inner: &usize| innermost[inner].nodes.is_subset(&region.nodes)) {
+            region.nodes.first().iter().for_each(|&&n| starting.entry(n).or_default().push(innermost.len()));
             innermost.push(region);
         }
     }
-    innermost.sort_by_key(|r| r.nodes.iter().map(|n| rank[n]).min());
+    innermost.sort_by_key(|r| r.nodes.iter().map(|&n| rank[n]).min());
     let mut found: BTreeMap<u64, usize> = BTreeMap::new();
     let mut blocks: Vec<RepeatedBlock> = Vec::new();
     for region in &innermost {
         let mut nodes: Vec<usize> = region.nodes.iter().copied().collect();
-        nodes.sort_by_key(|n| rank[n]);
+        nodes.sort_by_key(|&n| rank[n]);
         let at = *found.entry(signature(graph, region, &nodes)).or_insert(blocks.len());
         if at == blocks.len() {
             let steps: Vec<String> = nodes.iter().filter_map(|&n| step(graph, n)).collect();
@@ -55,11 +60,11 @@ struct Region<'m> {
 }
 
 /// For every value with several readers the region up to the node that post-dominates them all.
-fn regions<'m>(graph: &Graph<'m>, rank: &HashMap<usize, usize>) -> Vec<Region<'m>> {
+fn regions<'m>(graph: &Graph<'m>, rank: &[usize]) -> Vec<Region<'m>> {
     let nodes = graph.nodes();
     let exit = nodes.len();
     // Immediate post-dominators (Cooper, Harvey and Kennedy) in reverse topological order; one pass, as the graph has no cycle.
-    let height = |n: usize| rank.get(&n).copied().unwrap_or(exit);
+    let height = |n: usize| rank.get(n).copied().unwrap_or(exit);
     let mut post = vec![exit; nodes.len() + 1];
     let meet = |post: &[usize], mut a: usize, mut b: usize| {
         while a != b {

@@ -8,6 +8,9 @@
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{Conv, Graph, Use, is_standard};
 
+/// Steps that a role tells of to each side. Without an end the texts of a long chain would be as long as the chain, each.
+const FARTHEST: usize = 256;
+
 /// A role and the value at which its branch ends.
 pub(super) struct Role {
     pub(super) text: String,
@@ -42,11 +45,16 @@ pub(super) fn data_inputs<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Vec<&'m
 pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
     let mut up = Vec::new();
     let mut value = conv.input.as_str();
+    let mut steps = 0;
     let begins = loop {
         // A gate's input has two readers and is no fork, so gates are looked for before forks.
         let gated = graph.producer(value).and_then(|p| gate_above(graph, p));
         if is_fork(graph, value) {
             break "fork".to_owned();
+        }
+        steps += 1;
+        if steps > FARTHEST {
+            break "…".to_owned();
         }
         if let Some((label, input)) = gated {
             up.push(label);
@@ -68,7 +76,12 @@ pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
     up.reverse();
     let mut down = Vec::new();
     let mut value = conv.output.as_str();
+    let mut steps = 0;
     let ends = loop {
+        steps += 1;
+        if steps > FARTHEST {
+            break "…".to_owned();
+        }
         if let Some((label, output)) = gate_below(graph, value) {
             down.push(label);
             value = output;

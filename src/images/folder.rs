@@ -6,6 +6,11 @@ use crate::onnx::read_tensor;
 use image::imageops::FilterType;
 use std::path::{Path, PathBuf};
 
+/// Bytes that decoding a picture may take.
+const LARGEST_PICTURE: u64 = 512 << 20;
+/// How many times longer a picture may be, for its width, than what is cut out of it: all of it is resized first.
+const MOST_CUT_OFF: u64 = 64;
+
 /// Files of a folder and its sub-folders, sorted by name; links to folders are not followed.
 pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
@@ -36,9 +41,18 @@ pub(super) fn has_extension(path: &Path, extension: &str) -> bool {
 pub(super) fn decode(path: &Path, height: usize, width: usize, channels: usize) -> Result<Vec<u8>> {
     let damaged = |reason: String| wrong(path, format!("cannot be read as a PNG or JPEG picture: {reason}"));
     let reader = image::ImageReader::open(path).and_then(image::ImageReader::with_guessed_format);
-    let picture = reader.map_err(|e| damaged(e.to_string()))?.decode().map_err(|e| damaged(e.to_string()))?;
+    let mut reader = reader.map_err(|e| damaged(e.to_string()))?;
+    let mut limits = image::Limits::default();
+    limits.max_alloc = Some(LARGEST_PICTURE);
+    reader.limits(limits);
+    let picture = reader.decode().map_err(|e| damaged(e.to_string()))?;
     let too_large = |_| damaged(format!("the model reads {height}×{width} pixels, too many"));
     let (high, wide) = (u32::try_from(height).map_err(too_large)?, u32::try_from(width).map_err(too_large)?);
+    let sides = [u64::from(picture.width()) * u64::from(high), u64::from(picture.height()) * u64::from(wide)];
+    if sides[0].max(sides[1]) / MOST_CUT_OFF > sides[0].min(sides[1]) {
+        let (w, h) = (picture.width(), picture.height());
+        return Err(wrong(path, format!("a picture of {w}×{h} pixels is too narrow to be cut to {width}×{height}")));
+    }
     // Colours first: where alpha is dropped, it must not weigh in the filter.
     let coloured = match channels {
         1 => image::DynamicImage::from(picture.to_luma8()),
@@ -98,6 +112,13 @@ mod tests {
         assert!(decode(&path("wide.png"), 32, 32, 3).unwrap() == plain);
         assert!(decode(&path("high.png"), 32, 32, 3).unwrap() == plain);
         assert!(decode(&path("wide.png"), 40, 100, 3).unwrap().starts_with(&[255; 3]));
+        // A line of pixels would be resized to a picture of gigabytes before its middle is cut out.
+        for (width, height) in [(1, 60_000), (60_000, 1), (1, 65)] {
+            RgbImage::new(width, height).save(path("line.png")).unwrap();
+            assert!(decode(&path("line.png"), 224, 224, 3).unwrap_err().to_string().contains("too narrow"));
+        }
+        RgbImage::new(1, 64).save(path("line.png")).unwrap();
+        decode(&path("line.png"), 8, 8, 3).unwrap();
         // A JPEG under the name of a PNG is told by its first bytes.
         RgbImage::from_pixel(50, 90, Rgb([90; 3])).save(path("grey.jpg")).unwrap();
         std::fs::rename(path("grey.jpg"), path("grey.png")).unwrap();

@@ -5,6 +5,11 @@ use crate::error::{Error, Result};
 use std::io::Read;
 use std::path::Path;
 
+/// Bytes of the text that says what an array holds; numpy itself reads ten thousand at most.
+const LONGEST_HEADER: usize = 1 << 16;
+/// Bytes of all arrays of an archive, inflated. What deflates better than anything real is damage or worse.
+const LARGEST_ARCHIVE: u64 = 8 << 30;
+
 /// A `.npy` array.
 pub(super) fn npy(path: &Path) -> Result<Stored> {
     let bytes = std::fs::read(path).map_err(|e| wrong(path, e.to_string()))?;
@@ -13,15 +18,26 @@ pub(super) fn npy(path: &Path) -> Result<Stored> {
 
 /// The arrays of a `.npz`, by name.
 pub(super) fn npz(path: &Path) -> Result<Vec<Stored>> {
+    npz_within(path, LARGEST_ARCHIVE)
+}
+
+fn npz_within(path: &Path, most: u64) -> Result<Vec<Stored>> {
     let damaged = |reason: String| wrong(path, format!("not a whole .npz archive: {reason}"));
     let file = std::fs::File::open(path).map_err(|e| wrong(path, e.to_string()))?;
     let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| damaged(e.to_string()))?;
+    let mut left = most;
     let arrays = (0..archive.len()).map(|at| {
-        let mut entry = archive.by_index(at).map_err(|e| damaged(e.to_string()))?;
+        let entry = archive.by_index(at).map_err(|e| damaged(e.to_string()))?;
         let name = entry.name().map_err(|e| damaged(e.to_string()))?;
         let name = name.strip_suffix(".npy").unwrap_or(&name).to_owned();
         let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(|e| damaged(e.to_string()))?;
+        entry.take(left + 1).read_to_end(&mut bytes).map_err(|e| damaged(e.to_string()))?;
+        left = left.checked_sub(bytes.len() as u64).ok_or_else(|| {
+            wrong(
+                path,
+                format!("its arrays take more than {most} bytes inflated: give fewer samples, or one .npy array"),
+            )
+        })?;
         array(path, &bytes, Key::Name(name))
     });
     arrays.collect()
@@ -66,7 +82,12 @@ fn array(path: &Path, bytes: &[u8], key: Key) -> Result<Stored> {
 
 /// An array whose header promises no more than its length keeps, and its shape.
 fn open<'b>(path: &Path, bytes: &'b [u8]) -> Result<(npyz::NpyFile<&'b [u8]>, Vec<usize>)> {
-    let npy = npyz::NpyFile::new(bytes).map_err(|e| wrong(path, format!("not a .npy array: {e}")))?;
+    if header_length(bytes).is_some_and(|n| n > LONGEST_HEADER) {
+        return Err(wrong(path, format!("not a .npy array: its header is longer than {LONGEST_HEADER} bytes")));
+    }
+    // The parser's own words are a drawing of several lines.
+    let first = |e: std::io::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
+    let npy = npyz::NpyFile::new(bytes).map_err(|e| wrong(path, format!("not a .npy array: {}", first(e))))?;
     let shape: Option<Vec<usize>> = npy.shape().iter().map(|&d| usize::try_from(d).ok()).collect();
     let count = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, &d| n.checked_mul(d)));
     let (Some(shape), Some(count)) = (shape, count) else {
@@ -82,7 +103,58 @@ fn open<'b>(path: &Path, bytes: &'b [u8]) -> Result<(npyz::NpyFile<&'b [u8]>, Ve
     Ok((npy, shape))
 }
 
+/// Length of an array's header as it says itself (format versions 1 and later ones).
+fn header_length(bytes: &[u8]) -> Option<usize> {
+    Some(match bytes.get(6)? {
+        1 => usize::from(u16::from_le_bytes(bytes.get(8..10)?.try_into().ok()?)),
+        _ => u32::from_le_bytes(bytes.get(8..12)?.try_into().ok()?) as usize,
+    })
+}
+
 fn kind(npy: &npyz::NpyFile<&[u8]>) -> &'static str {
     let descr = npy.dtype().descr();
     ["u1", "f4", "f8", "i8", "i4", "u8", "u4", "i2", "u2", "i1"].into_iter().find(|k| descr.contains(k)).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn header(text: &str) -> Vec<u8> {
+        [b"\x93NUMPY\x02\x00", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn an_archive_is_inflated_only_so_far() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+        let array =
+            [header("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000,), }"), vec![0; 1_000_000]].concat();
+        for name in ["a.npy", "b.npy"] {
+            archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+            archive.write_all(&array).unwrap();
+        }
+        archive.finish().unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() < 10_000);
+        let size = array.len() as u64;
+        assert_eq!(npz_within(&path, 2 * size).unwrap().len(), 2);
+        for most in [2 * size - 1, size, 100] {
+            let error = npz_within(&path, most).unwrap_err().to_string();
+            assert!(error.contains("inflated"), "{error}");
+        }
+    }
+
+    #[test]
+    fn headers_are_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        // Taken at its word a number of so many digits is worked on for minutes; brackets are a depth.
+        for text in ["9".repeat(3_000_000), "(".repeat(3_000_000), "[(".repeat(30_000), "(".repeat(65_000)] {
+            std::fs::write(&path, header(&format!("{{'shape': ({text},)}}"))).unwrap();
+            let error = npy(&path).unwrap_err().to_string();
+            assert!(error.contains("not a .npy array") && error.len() < 300 && error.lines().count() == 1, "{error}");
+        }
+    }
 }

@@ -379,7 +379,10 @@ fn unknown_kernel(graph: &Graph<'_>, weight: &str) -> SkipReason {
         return SkipReason::KernelOverridable { tensor: weight.to_owned() };
     }
     let mut name = weight;
-    while let Some(node) = graph.producer(name).map(|n| &graph.nodes()[n]).filter(|_| graph.is_constant(name)) {
+    // A few steps tell; a long way back is computed, whatever it starts from.
+    for _ in 0..8 {
+        let found = graph.producer(name).map(|n| &graph.nodes()[n]).filter(|_| graph.is_constant(name));
+        let Some(node) = found else { break };
         if node.op_type() == "DequantizeLinear" {
             return SkipReason::KernelQuantized { value: weight.to_owned() };
         }

@@ -72,17 +72,18 @@ impl Place {
 /// # Errors
 /// [`Error::ExternalData`] naming the tensor, the file and what is wrong with it.
 pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<bool> {
-    let mut needed: BTreeMap<String, u64> = BTreeMap::new();
+    // By file and not by location, as one file may be spelt in many ways.
+    let mut needed: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for tensor in tensors(graph).into_iter().filter(|t| is_external(t)) {
-        let end = Place::of(tensor).and_then(|place| Ok((place.end()?, place)));
-        let (end, place) = end.map_err(|reason| refused(tensor, reason))?;
-        let most = needed.entry(place.location).or_default();
+        let end = Place::of(tensor).and_then(|place| Ok((place.end()?, place.file(folder)?)));
+        let (end, file) = end.map_err(|reason| refused(tensor, reason))?;
+        let most = needed.entry(file).or_default();
         *most = end.max(*most);
     }
     if needed.is_empty() {
         return Ok(false);
     }
-    let mut files: HashMap<String, Bytes> = HashMap::new();
+    let mut files: HashMap<PathBuf, Bytes> = HashMap::new();
     let mut failure = None;
     each_tensor(graph, &mut |tensor| {
         if failure.is_none() && is_external(tensor) {
@@ -102,8 +103,8 @@ pub(super) fn files(graph: &GraphProto, folder: &Path) -> BTreeSet<PathBuf> {
 fn attach(
     tensor: &mut TensorProto,
     folder: &Path,
-    needed: &BTreeMap<String, u64>,
-    files: &mut HashMap<String, Bytes>,
+    needed: &BTreeMap<PathBuf, u64>,
+    files: &mut HashMap<PathBuf, Bytes>,
 ) -> Result<(), String> {
     let place = Place::of(tensor)?;
     let path = place.file(folder)?;
@@ -112,13 +113,13 @@ fn attach(
     if place.end()? > size {
         return Err(format!("the tensor should end at byte {}, but the file has {size}", place.end()?));
     }
-    if !files.contains_key(&place.location) {
-        let wanted = needed.get(&place.location).copied().unwrap_or(0).min(size);
+    if !files.contains_key(&path) {
+        let wanted = needed.get(&path).copied().unwrap_or(0).min(size);
         let mut bytes = Vec::with_capacity(usize::try_from(wanted).map_err(|e| e.to_string())?);
         std::fs::File::open(&path).and_then(|f| f.take(wanted).read_to_end(&mut bytes)).map_err(unreadable)?;
-        files.insert(place.location.clone(), Bytes::from(bytes));
+        files.insert(path.clone(), Bytes::from(bytes));
     }
-    let bytes = files.get(&place.location).map_or_else(Bytes::new, Bytes::clone);
+    let bytes = files.get(&path).map_or_else(Bytes::new, Bytes::clone);
     // The file may have shrunk meanwhile.
     let (from, to) = (place.offset as usize, place.end()? as usize);
     if to > bytes.len() {
@@ -172,6 +173,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path) -> Result<()> {
             offset = (offset + raw.len() as u64).next_multiple_of(ALIGNMENT);
         });
     }
+    let encoded = proto.encode_to_vec();
     let beside = path.with_file_name(&location);
     write_with(&beside, &mut |file| {
         let mut written = 0u64;
@@ -183,7 +185,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    write_with(path, &mut |file| file.write_all(&proto.encode_to_vec()))
+    write_with(path, &mut |file| file.write_all(&encoded))
 }
 
 /// Every tensor that a graph stores, to be changed: those of [`tensors`].

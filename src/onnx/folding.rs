@@ -13,15 +13,21 @@ pub(crate) fn folds(node: &NodeProto) -> bool {
     is_standard(node) && OPERATORS.contains(&node.op_type())
 }
 
+/// Operators behind a constant that are computed at most.
+const MOST_STEPS: usize = 32;
+
 impl Graph<'_> {
     /// The floating-point tensor that a name stands for, what rearranges or converts a constant computed; none if it is not one.
     pub(crate) fn folded(&self, name: &str) -> Option<TensorProto> {
-        // Each step goes back towards an initializer, and there is no cycle.
+        self.folded_within(name, MOST_STEPS)
+    }
+
+    fn folded_within(&self, name: &str, steps: usize) -> Option<TensorProto> {
         if let Some(tensor) = self.constant(name) {
             return Some(tensor.clone());
         }
         let node = self.producer(name).map(|n| &self.nodes()[n]).filter(|n| folds(n))?;
-        let from = self.folded(node.input.first()?)?;
+        let from = self.folded_within(node.input.first()?, steps.checked_sub(1)?)?;
         let precision = Precision::of(from.data_type())?;
         let dims: Vec<usize> = from.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
         let made = |dims: &[usize], elements: Vec<f32>, precision| {

@@ -19,6 +19,8 @@ pub(crate) struct Graph<'m> {
     constants: HashMap<&'m str, &'m TensorProto>,
     /// Values that no input of the graph changes.
     fixed: HashSet<&'m str>,
+    /// For what rearranges or converts a value, how often its result or anything that it follows from is read.
+    copies: HashMap<&'m str, usize>,
     order: Vec<usize>,
     /// Whether an output follows from a node.
     live: Vec<bool>,
@@ -63,6 +65,7 @@ impl<'m> Graph<'m> {
             overridable: HashSet::new(),
             constants: HashMap::new(),
             fixed: HashSet::new(),
+            copies: HashMap::new(),
             initializers,
             order: Vec::new(),
             live: Vec::new(),
@@ -115,8 +118,15 @@ impl<'m> Graph<'m> {
                 self.fixed.extend(node.output.iter().map(String::as_str).filter(|o| !o.is_empty()));
             }
             let Some(output) = node.output.first().filter(|_| is_standard(node)) else { continue };
+            if folds(node) {
+                let input = node.input.first().map_or("", String::as_str);
+                self.copies.insert(output, self.readings(output).max(self.constant_uses(input)));
+            }
             let tensor = match node.op_type() {
-                "Identity" => node.input.first().and_then(|i| self.constants.get(i.as_str()).copied()),
+                "Identity" => {
+                    let input = node.input.first().map_or("", String::as_str);
+                    self.constants.get(input).copied()
+                }
                 "Constant" => node.attribute.iter().find(|a| a.name() == "value").and_then(|a| a.t.as_ref()),
                 _ => None,
             };
@@ -230,21 +240,18 @@ impl<'m> Graph<'m> {
         names.into_iter().filter_map(|name| self.constant(name)).map(elements).fold(0, u64::saturating_add)
     }
 
-    /// How often the tensor behind a constant name is read, what rearranges or converts it in between not counted.
-    pub(crate) fn constant_uses(&self, name: &str) -> usize {
-        // What no output follows from goes with the tensor.
-        let read = |use_: &&Use| match **use_ {
+    /// How often a value is read by what outputs follow from: the rest goes with the tensor.
+    fn readings(&self, name: &str) -> usize {
+        let read = |each: &&Use| match **each {
             Use::Node(node, _) | Use::Captured(node) => self.live[node],
             Use::Output => true,
         };
-        let readings = |name: &str| self.uses(name).iter().filter(read).count();
-        let mut name = name;
-        let mut most = readings(name);
-        while let Some(node) = self.producer(name).map(|n| &self.proto.node[n]).filter(|n| folds(n)) {
-            name = node.input.first().map_or("", String::as_str);
-            most = most.max(readings(name));
-        }
-        most
+        self.uses(name).iter().filter(read).count()
+    }
+
+    /// How often the tensor behind a constant name is read, what rearranges or converts it in between not counted.
+    pub(crate) fn constant_uses(&self, name: &str) -> usize {
+        self.copies.get(name).copied().unwrap_or_else(|| self.readings(name))
     }
 }
 
@@ -313,6 +320,8 @@ pub(crate) fn captures(node: &NodeProto) -> Vec<&str> {
 #[derive(Debug)]
 pub(crate) struct Namer {
     taken: HashSet<String>,
+    /// For a name that was wanted and taken, the number to try next.
+    next: HashMap<String, usize>,
 }
 
 impl Namer {
@@ -333,15 +342,31 @@ impl Namer {
         }
         let mut taken = HashSet::new();
         collect(graph, &mut taken);
-        Self { taken }
+        Self { taken, next: HashMap::new() }
     }
 
     /// `wanted`, or `wanted_2`, `wanted_3`, … if that is taken.
     pub(crate) fn fresh(&mut self, wanted: &str) -> String {
-        let numbered = (2..).map(|n| format!("{wanted}_{n}"));
-        let name = std::iter::once(wanted.to_owned()).chain(numbered).find(|n| !self.taken.contains(n));
-        let name = name.unwrap_or_default();
+        let from = self.next.get(wanted).copied().unwrap_or(1);
+        let named = |n: usize| if n == 1 { wanted.to_owned() } else { format!("{wanted}_{n}") };
+        let found = (from..).map(|n| (n, named(n))).find(|(_, name)| !self.taken.contains(name));
+        let (number, name) = found.unwrap_or_default();
+        self.next.insert(wanted.to_owned(), number + 1);
         self.taken.insert(name.clone());
         name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_wanted_often_is_found_at_once() {
+        let mut namer = Namer::new(&GraphProto::default());
+        assert_eq!(["x", "x", "x_2", "x"].map(|wanted| namer.fresh(wanted)), ["x", "x_2", "x_2_2", "x_3"]);
+        // Trying every number again takes minutes.
+        (0..100_000).for_each(|_| drop(namer.fresh("y")));
+        assert_eq!(namer.fresh("y"), "y_100001");
     }
 }

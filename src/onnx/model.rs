@@ -8,7 +8,7 @@ use super::{Graph, external, tensor};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -47,7 +47,19 @@ impl Model {
     /// [`Error::Read`] if the file cannot be read, and the errors of [`Model::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let read = || {
+            let file = std::fs::File::open(path)?;
+            let mut bytes = Vec::with_capacity(file.metadata()?.len().min(LARGEST_FILE) as usize);
+            // What is no file may have no end.
+            file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        if bytes.len() as u64 > LARGEST_FILE {
+            let reason =
+                "it is larger than 2 GiB, the most that a protocol buffer takes: keep its tensors in another file";
+            return Err(Error::NotOnnx { reason: reason.into() });
+        }
         // Beside the file itself, wherever a link to it stands.
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         Self::read(bytes, path.parent().filter(|p| !p.as_os_str().is_empty()).or(Some(Path::new("."))))

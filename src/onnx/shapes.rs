@@ -240,9 +240,10 @@ impl Resolutions {
             let spatial = self.spatial(name);
             !spatial.is_empty() && spatial.iter().all(|d| *d == Some(1))
         };
+        let all_gates = data().all(|name| is_gate(name));
         for name in data() {
             // One number a channel, as in squeeze and excite, takes the level of what it is multiplied with.
-            if is_gate(name) && data().any(|other| !is_gate(other)) {
+            if is_gate(name) && !all_gates {
                 continue;
             }
             let other = self.level(name);

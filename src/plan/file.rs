@@ -400,7 +400,7 @@ impl PlanFile {
             text += "\n# Left whole:\n";
         }
         for kept in &plan.kept {
-            let _ = writeln!(text, "# {}: {}", flat(&kept.name), kept.reason);
+            let _ = writeln!(text, "# {}: {}", flat(&kept.name), flat(&kept.reason));
         }
         text
     }
@@ -469,9 +469,10 @@ fn line(text: &str, place: &Range<usize>) -> usize {
     1 + text.bytes().take(place.start).filter(|b| *b == b'\n').count()
 }
 
-/// Text on one line.
+/// Text on one line, of characters that may stand in a comment.
 fn flat(text: &impl std::fmt::Display) -> String {
-    text.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+    let text = text.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 impl std::fmt::Display for InputShape {

@@ -250,6 +250,11 @@ pub struct Score {
 /// Multiply-accumulates of a convolution, by its input's and output's sizes.
 type Macs<'f> = dyn Fn(&Conv, ([usize; 2], [usize; 2])) -> u64 + 'f;
 
+/// The sum of numbers that a file may make as large as it likes; none if one is unknown.
+pub(crate) fn total(mut each: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    each.try_fold(0u64, |sum, n| Some(sum.saturating_add(n?)))
+}
+
 impl Report {
     /// Collects what a plan, and what was made from it, says. Without `compiled` it is a dry run.
     #[must_use]
@@ -261,7 +266,7 @@ impl Report {
             let macs = |f: &Macs<'_>| {
                 let known = |e: [Option<usize>; 2]| Some([e[0]?, e[1]?]);
                 let each = convs().map(|c| Some(f(c, (known(c.input_extent)?, known(c.output_extent)?))));
-                each.sum::<Option<u64>>()
+                total(each)
             };
             groups.push(GroupRow {
                 group: group.group.clone(),
@@ -280,12 +285,12 @@ impl Report {
                 alternatives: group.alternatives.clone(),
             });
         }
-        let whole: Option<u64> = grouping.convs.iter().map(Conv::known_macs).sum();
-        let skipped: Option<u64> = grouping.skipped.iter().map(|s| s.macs).sum();
-        let removed: Option<u64> = groups.iter().map(|g| g.macs_before).sum();
-        let added: Option<u64> = groups.iter().map(|g| g.macs_after).sum();
+        let whole = total(grouping.convs.iter().map(Conv::known_macs));
+        let skipped = total(grouping.skipped.iter().map(|s| s.macs));
+        let removed = total(groups.iter().map(|g| g.macs_before));
+        let added = total(groups.iter().map(|g| g.macs_after));
         let macs = || {
-            let before = whole? + skipped?;
+            let before = whole?.saturating_add(skipped?);
             Some(Change::new(before, before.saturating_sub(removed?).saturating_add(added?)))
         };
         let skipped = grouping.skipped.iter().map(LeftRow::skipped);

@@ -6,6 +6,7 @@ pub mod proto {
     include!("../../proto/onnx.rs");
 }
 
+pub mod mutate;
 pub mod scene;
 
 use bytes::Bytes;
