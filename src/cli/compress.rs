@@ -36,11 +36,12 @@ const AROUND: [f64; 4] = [0.5, 0.7, 1.4, 2.0];
 
 #[derive(Debug, Args)]
 pub(super) struct Compress {
-    /// The ONNX model to compress; it is never changed
+    /// The ONNX model to compress, from standard input with '-'; it is never changed
     #[arg(value_name = "IN.onnx", required = true)]
     input: Option<PathBuf>,
 
-    /// Where to write the smaller model; needed unless --dry-run
+    /// Where to write the smaller model, to standard output with '-' (whole, once all is verified; tables then go to standard
+    /// error); needed unless --dry-run
     #[arg(value_name = "OUT.onnx", required_unless_present = "dry_run")]
     model_output: Option<PathBuf>,
 

@@ -3,6 +3,7 @@
 mod compress;
 mod inspect;
 mod shared;
+pub mod streams;
 mod verify;
 
 pub use compress::CompressJob;

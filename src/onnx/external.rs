@@ -124,7 +124,7 @@ fn attach(
     Ok(())
 }
 
-fn refused(tensor: &TensorProto, reason: String) -> Error {
+pub(super) fn refused(tensor: &TensorProto, reason: String) -> Error {
     let location = tensor.external_data.iter().find(|e| e.key() == "location").map_or("", |e| e.value());
     Error::ExternalData { tensor: tensor.name().to_owned(), file: location.to_owned(), reason }
 }

@@ -120,6 +120,21 @@ impl Model {
         }
     }
 
+    /// Writes the model's bytes to where there is no folder for data beside it.
+    ///
+    /// # Errors
+    /// The system's, or that the model has two gibibytes or more; nothing is written then.
+    pub fn write_to(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        if self.file_bytes() > LARGEST_FILE {
+            let reason = "a model of 2 GiB or more needs data in another file beside it: name a file for it";
+            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
+        }
+        match &self.source {
+            Some(bytes) => out.write_all(bytes),
+            None => out.write_all(&self.proto.encode_to_vec()),
+        }
+    }
+
     /// Writes the model with its tensors of a kibibyte and more in a file of their own beside it, `NAME.HASH.data`. Data of a
     /// model that is replaced stays, as others may refer to it.
     ///
