@@ -4,7 +4,6 @@
 
 mod cli;
 
-use clap::Parser;
 use cli::streams::{self, is_stream};
 use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob};
 use onnx_jmd::{Compilation, Error, Result, compare, compile, inspect, write_whole, writing};
@@ -19,10 +18,10 @@ use std::time::Instant;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let arguments = Cli::parse();
+    let arguments = std::env::args_os().collect();
     // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.
     std::panic::set_hook(Box::new(|_| ()));
-    let outcome = std::panic::catch_unwind(|| match arguments.job()? {
+    let outcome = std::panic::catch_unwind(|| match Cli::read(arguments)?.job()? {
         Job::Compress(job) => compressed(*job),
         Job::Inspect(job) => inspected(&job),
         Job::Verify(job) => verified(&job),
@@ -78,6 +77,7 @@ fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
 /// `onnx-jmd IN.onnx OUT.onnx`.
 fn compressed(job: CompressJob) -> Result<()> {
     let progress = begin(&job.output)?;
+    job.settings.iter().for_each(|settings| progress(&settings.line()));
     if let Some(path) = &job.model_output {
         streams::check_output(path, job.output.json.as_deref(), job.external_data)?;
     }
@@ -91,7 +91,11 @@ fn compressed(job: CompressJob) -> Result<()> {
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
-    let compilation = compile(&model, &job.options, &progress)?;
+    let explained = |error| match &job.settings {
+        Some(settings) => settings.explain(error),
+        None => error,
+    };
+    let compilation = compile(&model, &job.options, &progress).map_err(explained)?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
     // Last, so that it is given only if all else was written; not held against an interrupt, as its reader may never read.

@@ -1,5 +1,6 @@
 //! `onnx-jmd IN.onnx OUT.onnx`: the command without a name.
 
+use super::config::Settings;
 use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
@@ -97,7 +98,7 @@ pub(super) struct Compress {
     plan: Option<PathBuf>,
 
     /// Accept other weights than those that were planned for, as of the same network trained again
-    #[arg(long, help_heading = "Plans")]
+    #[arg(long, requires = "plan", help_heading = "Plans")]
     retrained: bool,
 
     #[command(flatten)]
@@ -144,6 +145,18 @@ pub(super) struct Compress {
 
     #[command(flatten)]
     output: Output,
+
+    /// Take options from this file instead of onnx-jmd.toml, which is looked for where the command runs: a line each, as
+    /// ratio = 4 or scheme = "ljsvd", paths from the file's folder; the command line replaces them
+    #[arg(long, value_name = "FILE.toml", help_heading = "The project's options")]
+    config: Option<PathBuf>,
+
+    /// Look for no such file
+    #[arg(long, conflicts_with = "config", help_heading = "The project's options")]
+    no_config: bool,
+
+    #[arg(skip)]
+    pub(super) settings: Option<Settings>,
 
     /// Write the report in pictures, a page of HTML that needs nothing else
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]
@@ -249,6 +262,8 @@ pub struct CompressJob {
     pub external_data: bool,
     /// Whether the tables say how long each stage took.
     pub timings: bool,
+    /// Where options came from, if from a file too.
+    pub settings: Option<Settings>,
     /// What the library is asked.
     pub options: Options,
     /// Where the facts go.
@@ -259,9 +274,6 @@ impl Compress {
     /// # Errors
     /// [`Error::Options`], [`Error::Images`] or [`Error::Plan`] for arguments that contradict each other or files that do not fit.
     pub(super) fn job(self) -> Result<CompressJob> {
-        if self.retrained && self.plan.is_none() {
-            return Err(Error::Options("--retrained needs a --plan".into()));
-        }
         let file = self.plan.as_ref().map(|path| PlanFile::open(path)).transpose()?;
         let given_shapes = self.verification.shapes.input_shape.clone();
         let decided = match &file {
@@ -293,7 +305,8 @@ impl Compress {
             Some(CalibrationSource::Path(path)) => Some(path.clone()),
             _ => None,
         };
-        let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).collect();
+        let settings = self.settings.as_ref().map(Settings::path);
+        let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).chain(settings).collect();
         let asked = Asked {
             source: self.calib,
             samples: self.calib_samples as usize,
@@ -334,6 +347,7 @@ impl Compress {
             report: self.report,
             external_data: self.external_data,
             timings: self.timings,
+            settings: self.settings,
             options,
             output: self.output,
         })

@@ -1,6 +1,7 @@
 //! The command line: arguments and the help that explains them, into what the library is asked.
 
 mod compress;
+mod config;
 mod inspect;
 mod shared;
 pub mod streams;
@@ -11,10 +12,12 @@ pub use inspect::InspectJob;
 pub use shared::Output;
 pub use verify::VerifyJob;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use compress::Compress;
+use config::Settings;
 use inspect::Inspect;
 use onnx_jmd::Result;
+use std::ffi::OsString;
 use verify::Verify;
 
 /// Makes a convolutional network in an ONNX file smaller by joint matrix decomposition of its repeated blocks.
@@ -72,6 +75,23 @@ pub enum Job {
 }
 
 impl Cli {
+    /// The arguments of the command line, behind the options of the project's file if there is one. Ends the process with what clap
+    /// has to say of arguments that make no sense, and after help.
+    ///
+    /// # Errors
+    /// Those of the file, in which a line is named.
+    pub fn read(mut arguments: Vec<OsString>) -> Result<Self> {
+        // What is missing here may stand in the file.
+        let given = Self::command().ignore_errors(true).try_get_matches_from(&arguments).unwrap_or_else(|e| e.exit());
+        let settings = Settings::of(&given)?;
+        let place = arguments.len().min(1);
+        arguments.splice(place..place, settings.iter().flat_map(Settings::words));
+        let matches = Self::command().get_matches_from(arguments);
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+        cli.compress.settings = settings;
+        Ok(cli)
+    }
+
     /// The arguments as a job.
     ///
     /// # Errors
