@@ -28,7 +28,7 @@ use crate::error::{Error, Result};
 use crate::factor::{Analysis, Form, Scheme};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// How ranks are chosen.
@@ -119,7 +119,7 @@ pub struct GroupPlan {
 }
 
 /// Another form for the members of a group, or for each of them alone.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
     /// The form's name.
     pub form: String,

@@ -7,6 +7,7 @@ pub mod proto {
 }
 
 pub mod scene;
+pub mod schema;
 
 use bytes::Bytes;
 use prost::Message;
