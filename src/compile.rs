@@ -8,6 +8,7 @@ use crate::images::Samples;
 use crate::make::make;
 use crate::onnx::Model;
 use crate::options::Options;
+use crate::origin::Origin;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, PlanFile};
 use crate::progress::Progress;
@@ -81,6 +82,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
     };
+    let origin = Origin::of(original, options)?;
+    let written = written.map(|written| origin.stamp(&written));
     let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));
     report.calibration = made.calibration;
@@ -98,6 +101,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
             groups: &options.groups,
             calibration: options.planned_calibration(),
             samples: made.samples,
+            made_by: [&origin.asked, &origin.samples],
         };
         PlanFile::text(original, &made.plan, &with)
     });

@@ -146,6 +146,14 @@ pub enum Error {
         /// What is wrong there.
         reason: String,
     },
+    /// A file is not what a run would write.
+    #[error("{path} is not what this would write: {reason}; run without --check to write it")]
+    Stale {
+        /// The output.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
     /// A decomposition failed numerically.
     #[error("the decomposition of {what} did not converge: {reason}")]
     Numerical {
@@ -187,6 +195,7 @@ impl Error {
             Self::Gate { .. } => 8,
             Self::Write { .. } => 9,
             Self::Plan { .. } => 10,
+            Self::Stale { .. } => 12,
         }
     }
 }

@@ -6,7 +6,7 @@ mod cli;
 
 use cli::streams::{self, is_stream};
 use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob};
-use onnx_jmd::{Compilation, Error, Result, compare, compile, inspect, write_whole, writing};
+use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,13 @@ fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
 fn compressed(job: CompressJob) -> Result<()> {
     let progress = begin(&job.output)?;
     job.settings.iter().for_each(|settings| progress(&settings.line()));
+    let explained = |error| match &job.settings {
+        Some(settings) => settings.explain(error),
+        None => error,
+    };
+    if let (true, Some(output)) = (job.check, &job.model_output) {
+        return checked(&job, output, &progress).map_err(explained);
+    }
     if let Some(path) = &job.model_output {
         streams::check_output(path, job.output.json.as_deref(), job.external_data)?;
     }
@@ -91,10 +98,6 @@ fn compressed(job: CompressJob) -> Result<()> {
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
-    let explained = |error| match &job.settings {
-        Some(settings) => settings.explain(error),
-        None => error,
-    };
     let compilation = compile(&model, &job.options, &progress).map_err(explained)?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
@@ -112,6 +115,17 @@ fn compressed(job: CompressJob) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// `onnx-jmd IN.onnx OUT.onnx --check`.
+fn checked(job: &CompressJob, output: &Path, progress: &dyn Fn(&str)) -> Result<()> {
+    if is_stream(output) {
+        return Err(Error::Options("--check needs a file to look at: name the output instead of '-'".into()));
+    }
+    progress(&format!("reading {} and {}", named(&job.input), output.display()));
+    check(&streams::open(&job.input)?, &job.options, output, job.external_data)?;
+    progress(&format!("{} is what this would write", output.display()));
+    Ok(())
 }
 
 fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {

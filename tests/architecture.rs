@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "error",
     "progress",
     "factor",
@@ -23,6 +23,7 @@ const ORDER: [&str; 22] = [
     "inspect",
     "picture",
     "options",
+    "origin",
     "search",
     "make",
     "compile",

@@ -88,6 +88,11 @@ pub(super) struct Compress {
     #[arg(long, help_heading = "What to do")]
     dry_run: bool,
 
+    /// Write nothing and compute nothing: is OUT still what this input, these options and this version give? It says itself what it
+    /// was made from; exit code 12 and what differs if it is not
+    #[arg(long, conflicts_with = "dry_run", help_heading = "What to do")]
+    check: bool,
+
     /// Write every decision to this file, to be kept, compared, edited and replayed
     #[arg(long, value_name = "FILE.toml", help_heading = "Plans")]
     plan_out: Option<PathBuf>,
@@ -260,6 +265,8 @@ pub struct CompressJob {
     pub report: Option<PathBuf>,
     /// Whether large tensors are stored beside the model.
     pub external_data: bool,
+    /// Whether the model that is there is only looked at.
+    pub check: bool,
     /// Whether the tables say how long each stage took.
     pub timings: bool,
     /// Where options came from, if from a file too.
@@ -346,6 +353,7 @@ impl Compress {
             plan_out: self.plan_out,
             report: self.report,
             external_data: self.external_data,
+            check: self.check,
             timings: self.timings,
             settings: self.settings,
             options,

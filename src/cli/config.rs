@@ -18,7 +18,7 @@ use toml::de::DeTable;
 /// The file that is looked for where the command runs.
 const NAME: &str = "onnx-jmd.toml";
 /// What is asked of one run and not of a project.
-const OF_ONE_RUN: [&str; 3] = ["config", "no-config", "dry-run"];
+const OF_ONE_RUN: [&str; 4] = ["config", "no-config", "dry-run", "check"];
 /// What on the command line also replaces what in the file: options that speak of it.
 const SPOKEN_OF: [(&str, &[&str]); 4] = [
     ("images", &["labels"]),

@@ -133,7 +133,8 @@ Exit codes:
   1  a decomposition did not converge, or an internal error
   2  the arguments, images or labels do not fit the model or each other;
      too few calibration samples
-  3  the input cannot be read as a sound ONNX model, or the plan cannot be read
+  3  the input cannot be read as a sound ONNX model, or the plan or the file
+     of options cannot be read
   4  nothing to compress; the output is the input, byte for byte
   5  the ratio is out of reach; the message names the largest
   6  the rewritten model was wrong; nothing was written
@@ -142,6 +143,7 @@ Exit codes:
      (verify: also of --max-difference)
   9  the output cannot be written
   10 the plan is not sound or does not fit the model; the message names the line
+  12 --check: the output is not what a run would write; the message says why
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
@@ -150,5 +152,7 @@ Examples:
   onnx-jmd in.onnx --ratio 4 --dry-run --plan-out plan.toml
   onnx-jmd in.onnx out.onnx --plan plan.toml
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95
+  onnx-jmd in.onnx out.onnx --ratio 4 --check || onnx-jmd in.onnx out.onnx --ratio 4
+  export-model | onnx-jmd - - --ratio 4 > out.onnx
   onnx-jmd inspect in.onnx
   onnx-jmd verify in.onnx out.onnx --images test.npy";

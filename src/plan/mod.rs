@@ -2,6 +2,8 @@
 
 #[cfg(feature = "verify")]
 mod file;
+#[cfg(feature = "verify")]
+mod made;
 mod profile;
 mod prospects;
 #[cfg(feature = "verify")]

@@ -1,0 +1,177 @@
+//! What an output was made from, told by the output itself: a build step then knows without running whether it still holds.
+//!
+//! Three metadata properties, each a SHA-256: of the input, of the options and the files that they name, and of the output with this
+//! last one left empty. What has no effect on the bytes (threads, reports, paths, where images are only scored) is not among the
+//! options; bounds are, as a result that was not held against them is not what they ask for, and so is proof.
+
+use crate::error::{Error, Result};
+use crate::group::{GroupOptions, find_groups};
+use crate::onnx::{Model, VERSION_KEY, hex};
+use crate::options::Options;
+use crate::plan::{LEAST_RATIO, Plan, PlanOptions, RankPolicy};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+const INPUT_KEY: &str = "onnx_jmd.input";
+const OPTIONS_KEY: &str = "onnx_jmd.options";
+const OUTPUT_KEY: &str = "onnx_jmd.output";
+
+/// What a run's output follows from, as hashes.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    input: String,
+    /// What the decisions follow from, but for the samples.
+    pub(crate) asked: String,
+    /// What is calibrated on.
+    pub(crate) samples: String,
+    options: String,
+}
+
+impl Origin {
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be read.
+    pub(crate) fn of(original: &Model, options: &Options) -> Result<Self> {
+        let input = original.digest();
+        let samples = samples(options)?;
+        let groups = &options.groups;
+        let asked = match &options.replay {
+            None => digest(|part| Ok(part(asked(options).as_bytes())))?,
+            Some(replay) => match replay.file.made_by(&input, &samples, groups) {
+                Some(asked) => asked.to_owned(),
+                None => planned(replay.file.as_text(), groups)?,
+            },
+        };
+        let bounds = bounds(options)?;
+        let all = digest(|part| Ok([&asked, &samples, &bounds].into_iter().for_each(|hash| part(hash.as_bytes()))))?;
+        Ok(Self { input, asked, samples, options: all })
+    }
+
+    /// The model with its origin in it.
+    pub(crate) fn stamp(&self, written: &Model) -> Model {
+        let open = written.with_metadata(&[(INPUT_KEY, &self.input), (OPTIONS_KEY, &self.options), (OUTPUT_KEY, "")]);
+        let own = open.digest();
+        open.with_metadata(&[(OUTPUT_KEY, &own)])
+    }
+}
+
+/// Takes parts into a hash.
+type Parts<'p> = dyn FnMut(&[u8]) + 'p;
+
+fn digest(parts: impl FnOnce(&mut Parts<'_>) -> Result<()>) -> Result<String> {
+    let mut hash = Sha256::new();
+    parts(&mut |part| {
+        // With its length, so that no two sequences of parts are the same bytes.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    })?;
+    Ok(hex(&hash.finalize()))
+}
+
+/// The options that decisions follow from. Their debug text names every field, so that a new one counts without being named here; it
+/// need only hold within one version, as that is compared, too.
+fn asked(options: &Options) -> String {
+    let Options { plan, groups, max_drop, .. } = options;
+    let repair = options.calibration.as_ref().map(|_| options.repair);
+    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}")
+}
+
+/// A plan from a file that stands for itself.
+fn planned(text: &str, groups: &GroupOptions) -> Result<String> {
+    digest(|part| {
+        part(b"plan");
+        part(text.as_bytes());
+        part(format!("{groups:?}").as_bytes());
+        Ok(())
+    })
+}
+
+/// What is calibrated on.
+fn samples(options: &Options) -> Result<String> {
+    let Some(on) = &options.calibration else { return Ok("none".into()) };
+    digest(|part| {
+        part(format!("{} {}", on.most, on.mirror).as_bytes());
+        on.images.hash(Some(on.most), part)
+    })
+}
+
+/// Bounds that the result was held against, and on what; whether it was proved.
+fn bounds(options: &Options) -> Result<String> {
+    digest(|part| {
+        part(format!("{:?} {}", options.gates, options.verify.is_some()).as_bytes());
+        let drawn = options.gates.min_snr.is_some() || options.gates.min_agreement.is_some();
+        if let Some(how) = options.verify.as_ref().filter(|_| drawn) {
+            part(format!("{how:?}").as_bytes());
+        }
+        // Which classes are equal needs no labels.
+        match options.images.as_ref().filter(|_| options.gates.min_agreement.is_some()) {
+            Some(images) => images.hash(None, part),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Whether a file is what a run would write, by what it says of itself: nothing is computed anew. `external_data` says how it is to
+/// be stored.
+///
+/// An output that is the input, byte for byte, says nothing. It holds if there is nothing to compress by shapes and names; where only
+/// a run could tell, it does not.
+///
+/// # Errors
+/// [`Error::Stale`] with what differs, and what a run refuses before any work.
+pub fn check(original: &Model, options: &Options, output: &Path, external_data: bool) -> Result<()> {
+    options.validate(original)?;
+    let stale = |reason: String| Err(Error::Stale { path: output.to_owned(), reason });
+    if !output.exists() {
+        return stale("it is not there".into());
+    }
+    let written = match Model::open(output) {
+        Ok(written) => written,
+        Err(error) => return stale(format!("it was changed after it was written ({error})")),
+    };
+    let origin = Origin::of(original, options)?;
+    let misplaced = !written.is_stored(external_data);
+    if written.digest() == origin.input && !misplaced {
+        return if idle(original, options)? {
+            Ok(())
+        } else {
+            stale("it is the input, byte for byte, and only a run can tell whether there is nothing to compress".into())
+        };
+    }
+    let says = |key: &str| written.metadata(key);
+    let (Some(version), Some(input), Some(asked), Some(own)) =
+        (says(VERSION_KEY), says(INPUT_KEY), says(OPTIONS_KEY), says(OUTPUT_KEY))
+    else {
+        return stale("it does not say what it was made from, as what this version writes does".into());
+    };
+    let intact = written.round_trips() && written.with_metadata(&[(OUTPUT_KEY, "")]).digest() == own;
+    let now = env!("CARGO_PKG_VERSION");
+    let another = if version == now { String::new() } else { format!("version {version} wrote it and this is {now}") };
+    let differences = [
+        (version != now, another.as_str()),
+        (input != origin.input, "the input is another"),
+        (asked != origin.options, "the options, or files that they name, are others"),
+        (misplaced, "its data is to be stored otherwise (--external-data)"),
+        (!intact, "it was changed after it was written"),
+    ];
+    let differences: Vec<&str> = differences.into_iter().filter(|d| d.0).map(|d| d.1).collect();
+    if differences.is_empty() { Ok(()) } else { stale(differences.join("; ")) }
+}
+
+/// Whether there is nothing to compress, as far as that can be told without running the model.
+fn idle(original: &Model, options: &Options) -> Result<bool> {
+    let wide = original.in_f32();
+    let model = wide.as_ref().unwrap_or(original);
+    let grouping = find_groups(model, &options.groups)?;
+    let calibrated = options.calibration.is_some();
+    let found = match &options.replay {
+        Some(replay) => replay.decisions(&grouping, calibrated).map(drop),
+        None => {
+            let policy = options.max_drop.map_or(options.plan.policy, |_| RankPolicy::Ratio(LEAST_RATIO));
+            Plan::precheck(model, &grouping, &PlanOptions { policy, ..options.plan }, calibrated)
+        }
+    };
+    match found {
+        Err(Error::NothingToCompress(_)) => Ok(true),
+        other => other.map(|()| false),
+    }
+}
