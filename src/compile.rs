@@ -82,7 +82,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
     };
-    let origin = Origin::of(original, options)?;
+    let origin = Origin::of(original, options, made.origin, scored.as_ref())?;
     let written = written.map(|written| origin.stamp(&written));
     let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));

@@ -4,11 +4,14 @@
 //! last one left empty. What has no effect on the bytes (threads, reports, paths, where images are only scored) is not among the
 //! options; bounds are, as a result that was not held against them is not what they ask for, and so is proof.
 
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::group::{GroupOptions, find_groups};
+use crate::images::Samples;
 use crate::onnx::{Model, VERSION_KEY, hex};
 use crate::options::Options;
 use crate::plan::{LEAST_RATIO, Plan, PlanOptions, RankPolicy};
+use crate::runtime::{inputs, shapes};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -28,11 +31,18 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
+    /// `samples` is the hash of what is calibrated on, `scored` are the images.
+    ///
     /// # Errors
-    /// [`Error::Images`] if a picture cannot be read.
-    pub(crate) fn of(original: &Model, options: &Options) -> Result<Self> {
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn of(
+        original: &Model,
+        options: &Options,
+        samples: Option<String>,
+        scored: Option<&Samples>,
+    ) -> Result<Self> {
         let input = original.digest();
-        let samples = samples(options)?;
+        let samples = samples.unwrap_or_else(|| "none".into());
         let groups = &options.groups;
         let asked = match &options.replay {
             None => digest(|part| Ok(part(asked(options).as_bytes())))?,
@@ -41,7 +51,7 @@ impl Origin {
                 None => planned(replay.file.as_text(), groups)?,
             },
         };
-        let bounds = bounds(options)?;
+        let bounds = bounds(options, scored)?;
         let all = digest(|part| Ok([&asked, &samples, &bounds].into_iter().for_each(|hash| part(hash.as_bytes()))))?;
         Ok(Self { input, asked, samples, options: all })
     }
@@ -85,17 +95,8 @@ fn planned(text: &str, groups: &GroupOptions) -> Result<String> {
     })
 }
 
-/// What is calibrated on.
-fn samples(options: &Options) -> Result<String> {
-    let Some(on) = &options.calibration else { return Ok("none".into()) };
-    digest(|part| {
-        part(format!("{} {}", on.most, on.mirror).as_bytes());
-        on.images.hash(Some(on.most), part)
-    })
-}
-
 /// Bounds that the result was held against, and on what; whether it was proved.
-fn bounds(options: &Options) -> Result<String> {
+fn bounds(options: &Options, scored: Option<&Samples>) -> Result<String> {
     digest(|part| {
         part(format!("{:?} {}", options.gates, options.verify.is_some()).as_bytes());
         let drawn = options.gates.min_snr.is_some() || options.gates.min_agreement.is_some();
@@ -103,8 +104,8 @@ fn bounds(options: &Options) -> Result<String> {
             part(format!("{how:?}").as_bytes());
         }
         // Which classes are equal needs no labels.
-        match options.images.as_ref().filter(|_| options.gates.min_agreement.is_some()) {
-            Some(images) => images.hash(None, part),
+        match scored.filter(|_| options.gates.min_agreement.is_some()) {
+            Some(images) => images.hash(&(0..images.len()).collect::<Vec<usize>>(), part),
             None => Ok(()),
         }
     })
@@ -128,7 +129,7 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
         Ok(written) => written,
         Err(error) => return stale(format!("it was changed after it was written ({error})")),
     };
-    let origin = Origin::of(original, options)?;
+    let origin = now(original, options)?;
     let misplaced = !written.is_stored(external_data);
     if written.digest() == origin.input && !misplaced {
         return if idle(original, options)? {
@@ -144,10 +145,10 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
         return stale("it does not say what it was made from, as what this version writes does".into());
     };
     let intact = written.round_trips() && written.with_metadata(&[(OUTPUT_KEY, "")]).digest() == own;
-    let now = env!("CARGO_PKG_VERSION");
-    let another = if version == now { String::new() } else { format!("version {version} wrote it and this is {now}") };
+    let this = env!("CARGO_PKG_VERSION");
+    let another = format!("version {version} wrote it and this is {this}");
     let differences = [
-        (version != now, another.as_str()),
+        (version != this, another.as_str()),
         (input != origin.input, "the input is another"),
         (asked != origin.options, "the options, or files that they name, are others"),
         (misplaced, "its data is to be stored otherwise (--external-data)"),
@@ -155,6 +156,20 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     ];
     let differences: Vec<&str> = differences.into_iter().filter(|d| d.0).map(|d| d.1).collect();
     if differences.is_empty() { Ok(()) } else { stale(differences.join("; ")) }
+}
+
+/// The origin of what a run would write.
+fn now(original: &Model, options: &Options) -> Result<Origin> {
+    let wide = original.in_f32();
+    let model = wide.as_ref().unwrap_or(original);
+    let given = &options.groups.input_shapes;
+    let samples = options.calibration.as_ref().map(|on| {
+        let calibration = Calibration::new(model, on, given)?;
+        calibration.origin(on.images.seed())
+    });
+    let bounding = options.images.as_ref().filter(|_| options.gates.min_agreement.is_some());
+    let scored = bounding.map(|images| images.fit(model, &shapes(&inputs(model, given)?), None));
+    Origin::of(original, options, samples.transpose()?, scored.transpose()?.as_ref())
 }
 
 /// Whether there is nothing to compress, as far as that can be told without running the model.

@@ -103,7 +103,7 @@ pub(super) struct Compress {
     plan: Option<PathBuf>,
 
     /// Accept other weights than those that were planned for, as of the same network trained again
-    #[arg(long, requires = "plan", help_heading = "Plans")]
+    #[arg(long, help_heading = "Plans")]
     retrained: bool,
 
     #[command(flatten)]
@@ -281,6 +281,10 @@ impl Compress {
     /// # Errors
     /// [`Error::Options`], [`Error::Images`] or [`Error::Plan`] for arguments that contradict each other or files that do not fit.
     pub(super) fn job(self) -> Result<CompressJob> {
+        // Where a plan is ruled out, clap demands none.
+        if self.retrained && self.plan.is_none() {
+            return Err(Error::Options("--retrained needs a --plan".into()));
+        }
         let file = self.plan.as_ref().map(|path| PlanFile::open(path)).transpose()?;
         let given_shapes = self.verification.shapes.input_shape.clone();
         let decided = match &file {

@@ -123,42 +123,11 @@ impl Images {
         }
         let count = most.unwrap_or(all).min(all);
         // Files are sorted by name, so that the first of them may well be of one class.
-        let files = matches!(&*self.source, Source::Files { .. });
-        let places = (0..count).map(|i| places[if files { spread(i, all, count) } else { i }]).collect();
+        let spread = matches!(&*self.source, Source::Files { .. });
+        let places = (0..count).map(|i| places[if spread { i * all / count } else { i }]).collect();
         let assumed = slots.iter().find_map(|s| s.assumed.clone());
         let made = (0..count * slots.len()).map(|_| OnceLock::new()).collect();
         Ok(Samples { images: self.clone(), slots, places, mirrored: false, made, assumed })
-    }
-
-    /// Takes what the first `most` samples are made from into a hash: contents, no paths and no names of files.
-    ///
-    /// # Errors
-    /// [`Error::Images`] if a picture cannot be read.
-    pub(crate) fn hash(&self, most: Option<usize>, part: &mut dyn FnMut(&[u8])) -> Result<()> {
-        part(format!("{:?}", self.preprocessing).as_bytes());
-        match &*self.source {
-            Source::Drawn { seed, count } => part(format!("drawn {seed} {count}").as_bytes()),
-            Source::Files { files, .. } => {
-                let count = most.unwrap_or(files.len()).min(files.len());
-                part(format!("files {}", files.len()).as_bytes());
-                for path in (0..count).map(|i| &files[spread(i, files.len(), count)]) {
-                    let wrong = |e: std::io::Error| Error::Images { path: path.clone(), reason: e.to_string() };
-                    part(&std::fs::read(path).map_err(wrong)?);
-                }
-            }
-            Source::Arrays { sets, .. } => {
-                for stored in sets.iter().flat_map(|set| set.iter().enumerate()) {
-                    let (place, Stored { key, shape, values, .. }) = stored;
-                    part(format!("{place} {key:?} {shape:?}").as_bytes());
-                    match values {
-                        Elements::Bytes(bytes) => part(bytes),
-                        Elements::Floats(values) => floats("floats", values, part),
-                        Elements::Integers(values) => floats("integers", values, part),
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Where they come from.
@@ -289,21 +258,6 @@ impl Images {
                 }
             }
         })
-    }
-}
-
-/// The place of one of `count` samples spread evenly over `all`.
-fn spread(i: usize, all: usize, count: usize) -> usize {
-    i * all / count
-}
-
-/// Takes numbers into a hash.
-fn floats(kind: &str, values: &[f32], part: &mut dyn FnMut(&[u8])) {
-    /// Numbers at a time, so that large arrays are not copied whole.
-    const PORTION: usize = 1 << 16;
-    part(kind.as_bytes());
-    for values in values.chunks(PORTION) {
-        part(&values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
     }
 }
 
@@ -481,6 +435,21 @@ impl Samples {
     /// The line that says which preprocessing was assumed, if none was asked for.
     pub(crate) fn assumed(&self) -> Option<&str> {
         self.assumed.as_deref()
+    }
+
+    /// Takes some of what is fed to the model into a hash, sample after sample.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn hash(&self, indices: &[usize], part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        /// Samples at a time.
+        const PORTION: usize = 16;
+        for indices in indices.chunks(PORTION) {
+            for value in self.feeds(indices.iter().copied())?.into_iter().flatten() {
+                part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        Ok(())
     }
 
     /// What some samples feed to the model's inputs, made on several threads.
