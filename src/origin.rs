@@ -129,15 +129,15 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
         Ok(written) => written,
         Err(error) => return stale(format!("it was changed after it was written ({error})")),
     };
-    let origin = now(original, options)?;
     let misplaced = !written.is_stored(external_data);
-    if written.digest() == origin.input && !misplaced {
+    if written.digest() == original.digest() && !misplaced {
         return if idle(original, options)? {
             Ok(())
         } else {
             stale("it is the input, byte for byte, and only a run can tell whether there is nothing to compress".into())
         };
     }
+    let origin = now(original, options)?;
     let says = |key: &str| written.metadata(key);
     let (Some(version), Some(input), Some(asked), Some(own)) =
         (says(VERSION_KEY), says(INPUT_KEY), says(OPTIONS_KEY), says(OUTPUT_KEY))

@@ -64,7 +64,12 @@ fn the_command_line_replaces_what_it_says_itself_and_what_that_contradicts() {
         ),
         ("ratio = 2\ncache = 'folder'", "", "--ratio 2", "cache"),
         ("ratio = 2\nmean = [0.5]\nstd = 0.5", "--preprocess 0-1", "--ratio 2", "mean, std"),
-        ("ratio = 2\ninput-shape = 'image:1,3,9,9'", "--input-shape image:1,3,32,32", "--ratio 2", "input-shape"),
+        (
+            "ratio = 2\ninput-shape = 'image:1,3,9,9'",
+            "--input-shape image:1,3,32,32",
+            "--ratio 2 --input-shape image:1,3,32,32",
+            "input-shape",
+        ),
         ("plan = 'none.toml'\nretrained = true", "--ratio 2", "--ratio 2", "plan; of no use here: retrained"),
     ] {
         let scene = scene(options);
