@@ -6,7 +6,7 @@
 
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::group::{GroupOptions, find_groups};
+use crate::group::find_groups;
 use crate::images::Samples;
 use crate::onnx::{Model, VERSION_KEY, hex};
 use crate::options::Options;
@@ -45,15 +45,15 @@ impl Origin {
         let samples = samples.unwrap_or_else(|| "none".into());
         let groups = &options.groups;
         let asked = match &options.replay {
-            None => digest(|part| Ok(part(asked(options).as_bytes())))?,
+            None => hashed(&[&asked(options)]),
             Some(replay) => match replay.file.made_by(&input, &samples, groups) {
                 Some(asked) => asked.to_owned(),
-                None => planned(replay.file.as_text(), groups)?,
+                None => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
             },
         };
         let bounds = bounds(options, scored)?;
-        let all = digest(|part| Ok([&asked, &samples, &bounds].into_iter().for_each(|hash| part(hash.as_bytes()))))?;
-        Ok(Self { input, asked, samples, options: all })
+        let options = hashed(&[&asked, &samples, &bounds]);
+        Ok(Self { input, asked, samples, options })
     }
 
     /// The model with its origin in it.
@@ -64,17 +64,15 @@ impl Origin {
     }
 }
 
-/// Takes parts into a hash.
-type Parts<'p> = dyn FnMut(&[u8]) + 'p;
-
-fn digest(parts: impl FnOnce(&mut Parts<'_>) -> Result<()>) -> Result<String> {
+/// A SHA-256 of texts.
+fn hashed(parts: &[&str]) -> String {
     let mut hash = Sha256::new();
-    parts(&mut |part| {
-        // With its length, so that no two sequences of parts are the same bytes.
+    for part in parts {
+        // With its length, so that no two lists are the same bytes.
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
-    })?;
-    Ok(hex(&hash.finalize()))
+    }
+    hex(&hash.finalize())
 }
 
 /// The options that decisions follow from. Their debug text names every field, so that a new one counts without being named here; it
@@ -85,30 +83,19 @@ fn asked(options: &Options) -> String {
     format!("{plan:?} {groups:?} {max_drop:?} {repair:?}")
 }
 
-/// A plan from a file that stands for itself.
-fn planned(text: &str, groups: &GroupOptions) -> Result<String> {
-    digest(|part| {
-        part(b"plan");
-        part(text.as_bytes());
-        part(format!("{groups:?}").as_bytes());
-        Ok(())
-    })
-}
-
 /// Bounds that the result was held against, and on what; whether it was proved.
 fn bounds(options: &Options, scored: Option<&Samples>) -> Result<String> {
-    digest(|part| {
-        part(format!("{:?} {}", options.gates, options.verify.is_some()).as_bytes());
-        let drawn = options.gates.min_snr.is_some() || options.gates.min_agreement.is_some();
-        if let Some(how) = options.verify.as_ref().filter(|_| drawn) {
-            part(format!("{how:?}").as_bytes());
-        }
-        // Which classes are equal needs no labels.
-        match scored.filter(|_| options.gates.min_agreement.is_some()) {
-            Some(images) => images.hash(&(0..images.len()).collect::<Vec<usize>>(), part),
-            None => Ok(()),
-        }
-    })
+    let Options { gates, verify, .. } = options;
+    let bounded = gates.min_snr.is_some() || gates.min_agreement.is_some();
+    let drawn = verify.as_ref().filter(|_| bounded);
+    let mut images = Sha256::new();
+    // Which classes are equal needs no labels.
+    if let Some(scored) = scored.filter(|_| gates.min_agreement.is_some()) {
+        images.update((scored.len() as u64).to_le_bytes());
+        scored.hash(&(0..scored.len()).collect::<Vec<usize>>(), &mut |part| images.update(part))?;
+    }
+    let images = hex(&images.finalize());
+    Ok(hashed(&[&format!("{gates:?} {} {drawn:?}", verify.is_some()), &images]))
 }
 
 /// Whether a file is what a run would write, by what it says of itself: nothing is computed anew. `external_data` says how it is to
