@@ -11,14 +11,15 @@ use ndarray::{ArrayD, IxDyn};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 
 /// Inputs that are made, run and dropped at a time, as thousands of large ones would not fit.
 const PORTION: usize = 64;
 /// What follows from a bound that is not kept.
 const BEYOND: &str = "the models are further apart than they may be";
-/// Version of the JSON layout; it grows when a field changes its meaning or goes.
+/// Version of the JSON layout, that of `tools/schema/comparison-1.schema.json`; it grows as
+/// [`REPORT_VERSION`](crate::REPORT_VERSION) does.
 pub const COMPARISON_VERSION: u32 = 1;
 
 /// On which drawn inputs models are run.
@@ -53,7 +54,7 @@ pub struct CompareOptions {
 }
 
 /// What a comparison found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Comparison {
     /// [`COMPARISON_VERSION`].
     pub comparison_version: u32,
@@ -64,6 +65,7 @@ pub struct Comparison {
     /// How many inputs.
     pub inputs: usize,
     /// The largest difference, relative to the largest output.
+    #[serde(deserialize_with = "or_infinite")]
     pub largest_difference: f64,
     /// All outputs together.
     pub approximation: Approximation,
@@ -78,14 +80,20 @@ pub struct Comparison {
 }
 
 /// One output of both models.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OutputRow {
     /// Its name in the first.
     pub name: String,
     /// The largest difference, relative to its largest value.
+    #[serde(deserialize_with = "or_infinite")]
     pub largest_difference: f64,
     /// `‖y − ŷ‖ / ‖y‖`.
     pub relative_error: f64,
+}
+
+/// JSON has no infinity, which is written as null.
+fn or_infinite<'d, D: Deserializer<'d>>(from: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::INFINITY))
 }
 
 /// Runs two models on the same inputs.

@@ -8,6 +8,7 @@ use crate::images::Samples;
 use crate::make::make;
 use crate::onnx::Model;
 use crate::options::Options;
+use crate::origin::Origin;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
@@ -94,6 +95,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
     };
+    let origin = Origin::of(original, options, made.origin, scored.as_ref())?;
+    let written = written.map(|written| origin.stamp(&written));
     let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));
     report.calibration = made.calibration;
@@ -117,6 +120,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
             groups: &options.groups,
             calibration: options.planned_calibration(),
             samples: made.samples,
+            made_by: [&origin.asked, &origin.samples],
         };
         PlanFile::text(original, &made.plan, &with)
     });

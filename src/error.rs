@@ -146,6 +146,14 @@ pub enum Error {
         /// What is wrong there.
         reason: String,
     },
+    /// A file is not what a run would write.
+    #[error("{path} is not what this would write: {reason}; run without --check to write it")]
+    Stale {
+        /// The output.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
     /// A decomposition failed numerically.
     #[error("the decomposition of {what} did not converge: {reason}")]
     Numerical {
@@ -198,6 +206,7 @@ impl Error {
             Self::Write { .. } => 9,
             Self::Plan { .. } => 10,
             Self::Refused { .. } => 11,
+            Self::Stale { .. } => 12,
         }
     }
 }

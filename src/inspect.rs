@@ -7,18 +7,19 @@ use crate::onnx::{Conv, Graph, Model};
 use crate::plan::{Members, Plan, PlanOptions, SchemeChoice};
 use crate::report::{BlockRow, LeftRow, blocks, json, left_alone, table, thousands, total};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Version of the JSON layout; it grows when a field changes its meaning or goes.
+/// Version of the JSON layout, that of `tools/schema/inspection-1.schema.json`; it grows as
+/// [`REPORT_VERSION`](crate::REPORT_VERSION) does.
 pub const INSPECTION_VERSION: u32 = 1;
 
 /// Shares of a kernel's energy at which ranks are told.
 const SHARES: [f64; 2] = [0.9, 0.99];
 
 /// What was found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Inspection {
     /// [`INSPECTION_VERSION`].
     pub inspection_version: u32,
@@ -53,7 +54,7 @@ pub struct Inspection {
 }
 
 /// An input of the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InputRow {
     /// Its name.
     pub name: String,
@@ -64,7 +65,7 @@ pub struct InputRow {
 }
 
 /// Kernels that several nodes read.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct SharedRow {
     /// How many.
     pub kernels: usize,
@@ -77,7 +78,7 @@ pub struct SharedRow {
 }
 
 /// Convolutions that play one role.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct InspectedGroup {
     /// Short name.
     pub group: String,
@@ -96,7 +97,7 @@ pub struct InspectedGroup {
 }
 
 /// The ranks that a form needs.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SpectrumRow {
     /// What is shared.
     pub scheme: String,
@@ -111,7 +112,7 @@ pub struct SpectrumRow {
 }
 
 /// How small a scheme can make the model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReachRow {
     /// The scheme.
     pub scheme: String,

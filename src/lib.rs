@@ -71,6 +71,8 @@ mod make;
 #[cfg(feature = "verify")]
 mod options;
 #[cfg(feature = "verify")]
+mod origin;
+#[cfg(feature = "verify")]
 mod picture;
 #[cfg(feature = "verify")]
 mod runtime;
@@ -96,6 +98,8 @@ pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
 #[cfg(feature = "verify")]
 pub use options::Options;
+#[cfg(feature = "verify")]
+pub use origin::check;
 #[cfg(feature = "verify")]
 pub use picture::Pictures;
 pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, SchemeChoice};

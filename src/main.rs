@@ -5,9 +5,9 @@
 mod cli;
 mod zoo;
 
-use clap::Parser;
+use cli::streams::{self, is_stream};
 use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob, ZooJob};
-use onnx_jmd::{Compilation, Error, Model, Result, compare, compile, inspect, write_whole, writing};
+use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ static ALLOCATOR: cli::Bounded = cli::Bounded;
 
 fn main() -> ExitCode {
     zoo::end_with_parent();
-    let arguments = Cli::parse();
+    let arguments = std::env::args_os().collect();
     // A panic in a library while a foreign model runs is reported as that model's error, in one sentence.
     std::panic::set_hook(Box::new(|_| ()));
-    let outcome = std::panic::catch_unwind(|| match arguments.job()? {
+    let outcome = std::panic::catch_unwind(|| match Cli::read(arguments)?.job()? {
         Job::Compress(job) => compressed(*job),
         Job::Inspect(job) => inspected(&job),
         Job::Verify(job) => verified(&job),
@@ -84,23 +84,37 @@ fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
 /// `onnx-jmd IN.onnx OUT.onnx`.
 fn compressed(job: CompressJob) -> Result<()> {
     let progress = begin(&job.output)?;
+    job.settings.iter().for_each(|settings| progress(&settings.line()));
+    let explained = |error| match &job.settings {
+        Some(settings) => settings.explain(error),
+        None => error,
+    };
+    if let (true, Some(output)) = (job.check, &job.model_output) {
+        return checked(&job, output, &progress).map_err(explained);
+    }
+    if let Some(path) = &job.model_output {
+        streams::check_output(path, job.output.json.as_deref(), job.external_data)?;
+    }
     let json = file(&job.output.json);
     let targets = [
-        ("the output", job.model_output.as_ref()),
+        ("the output", file(&job.model_output)),
         ("--plan-out", job.plan_out.as_ref()),
         ("--report", job.report.as_ref()),
         ("--json", json),
     ];
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
-    progress(&format!("reading {}", job.input.display()));
-    let model = Model::open(&job.input)?;
-    let compilation = compile(&model, &job.options, &progress)?;
+    progress(&format!("reading {}", named(&job.input)));
+    let model = streams::open(&job.input)?;
+    let compilation = compile(&model, &job.options, &progress).map_err(explained)?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
+    // Last, so that it is given only if all else was written; not held against an interrupt, as its reader may never read.
+    let given = compilation.model.clone().filter(|_| job.model_output.as_deref().is_some_and(is_stream));
     {
         let _whole = writing();
         write(&job, compilation)?;
     }
+    given.as_ref().map_or(Ok(()), streams::give)?;
     match unchanged {
         Some(reason) => Err(Error::NothingToCompress(reason)),
         None => {
@@ -110,9 +124,21 @@ fn compressed(job: CompressJob) -> Result<()> {
     }
 }
 
+/// `onnx-jmd IN.onnx OUT.onnx --check`.
+fn checked(job: &CompressJob, output: &Path, progress: &dyn Fn(&str)) -> Result<()> {
+    if is_stream(output) {
+        return Err(Error::Options("--check needs a file to look at: name the output instead of '-'".into()));
+    }
+    progress(&format!("reading {} and {}", named(&job.input), output.display()));
+    check(&streams::open(&job.input)?, &job.options, output, job.external_data)?;
+    progress(&format!("{} is what this would write", output.display()));
+    Ok(())
+}
+
 fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
     let report = if job.timings { compilation.report.with_timings() } else { compilation.report };
-    if let (Some(path), Some(model)) = (&job.model_output, &compilation.model) {
+    let output = file(&job.model_output);
+    if let (Some(path), Some(model)) = (output, &compilation.model) {
         if job.external_data { model.save_external(path) } else { model.save(path) }?;
     }
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
@@ -122,26 +148,32 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
         let name = job.input.file_name().unwrap_or(job.input.as_os_str()).to_string_lossy();
         write_whole(path, report.to_html(&name, pictures).as_bytes())?;
     }
-    tell(&job.output, || report.to_json(), &report)
+    let taken = job.model_output.is_some() && output.is_none();
+    tell(&job.output, taken, || report.to_json(), &report)
 }
 
 /// `onnx-jmd inspect`.
 fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
     check_outputs([&job.model], &[("--json", file(&job.output.json))])?;
-    progress(&format!("reading {}", job.model.display()));
-    let found = inspect(&Model::open(&job.model)?, &job.groups)?;
-    tell(&job.output, || found.to_json(), &found)
+    progress(&format!("reading {}", named(&job.model)));
+    let found = inspect(&streams::open(&job.model)?, &job.groups)?;
+    tell(&job.output, false, || found.to_json(), &found)
 }
 
 /// `onnx-jmd verify`.
 fn verified(job: &VerifyJob) -> Result<()> {
     let progress = begin(&job.output)?;
     check_outputs([&job.first, &job.second].into_iter().chain(&job.read), &[("--json", file(&job.output.json))])?;
-    progress(&format!("reading {} and {}", job.first.display(), job.second.display()));
-    let found = compare(&Model::open(&job.first)?, &Model::open(&job.second)?, &job.options, &progress)?;
+    if is_stream(&job.first) && is_stream(&job.second) {
+        return Err(Error::Options(
+            "only one of two models can come from standard input: name a file for the other".into(),
+        ));
+    }
+    progress(&format!("reading {} and {}", named(&job.first), named(&job.second)));
+    let found = compare(&streams::open(&job.first)?, &streams::open(&job.second)?, &job.options, &progress)?;
     // What was found is told whether it is near enough or not.
-    tell(&job.output, || found.to_json(), &found)?;
+    tell(&job.output, false, || found.to_json(), &found)?;
     found.check(&job.options)
 }
 
@@ -150,37 +182,49 @@ fn many(job: &ZooJob) -> Result<()> {
     let progress = begin(&job.output)?;
     let summary = job.zoo.run(&progress)?;
     if !job.output.quiet {
-        print(&summary).map_err(|source| Error::Write { path: "standard output".into(), source })?;
+        print(&mut anstream::stdout().lock(), &summary).map_err(streams::refused)?;
     }
     summary.check()
 }
 
 /// `onnx-jmd completions` and `onnx-jmd man`.
 fn printed(text: &[u8]) -> Result<()> {
-    std::io::stdout().write_all(text).map_err(|source| Error::Write { path: "standard output".into(), source })
+    std::io::stdout().write_all(text).map_err(streams::refused)
+}
+
+/// A model's name for people.
+fn named(path: &Path) -> std::path::Display<'_> {
+    if is_stream(path) { Path::new("standard input").display() } else { path.display() }
 }
 
 /// The file of an option that may name standard output.
 fn file(path: &Option<PathBuf>) -> Option<&PathBuf> {
-    path.as_ref().filter(|p| p.as_os_str() != "-")
+    path.as_ref().filter(|p| !is_stream(p))
 }
 
-/// Facts as JSON where that is asked for, and as tables unless standard output is taken or nobody is to read them.
-fn tell(output: &Output, json: impl Fn() -> String, tables: &impl Display) -> Result<()> {
-    let failed = |source| Error::Write { path: "standard output".into(), source };
-    if output.json.as_ref().is_some_and(|p| p.as_os_str() == "-") {
-        return std::io::stdout().write_all(json().as_bytes()).map_err(failed);
+/// Facts as JSON where that is asked for, and as tables unless nobody is to read them; on standard error if a model has `taken`
+/// standard output.
+fn tell(output: &Output, taken: bool, json: impl Fn() -> String, tables: &impl Display) -> Result<()> {
+    if output.json.as_deref().is_some_and(is_stream) {
+        return std::io::stdout().write_all(json().as_bytes()).map_err(streams::refused);
     }
     if let Some(path) = &output.json {
         write_whole(path, json().as_bytes())?;
     }
-    if output.quiet { Ok(()) } else { print(tables).map_err(failed) }
+    match (output.quiet, taken) {
+        (true, _) => Ok(()),
+        (false, true) => {
+            // As progress is, they are for whoever listens.
+            let _ = print(&mut anstream::stderr().lock(), tables);
+            Ok(())
+        }
+        (false, false) => print(&mut anstream::stdout().lock(), tables).map_err(streams::refused),
+    }
 }
 
-/// Prints tables, headings in bold where standard output is a terminal that shows it.
-fn print(tables: &impl Display) -> std::io::Result<()> {
+/// Prints tables, headings in bold where a terminal shows it.
+fn print(out: &mut impl Write, tables: &impl Display) -> std::io::Result<()> {
     let bold = anstyle::Style::new().bold();
-    let mut out = anstream::stdout().lock();
     for line in tables.to_string().lines().map(harmless) {
         if line.is_empty() || line.starts_with(' ') {
             writeln!(out, "{line}")?;
@@ -196,7 +240,8 @@ fn check_outputs<'p>(
     inputs: impl IntoIterator<Item = &'p PathBuf>,
     targets: &[(&str, Option<&PathBuf>)],
 ) -> Result<()> {
-    let read: Vec<PathBuf> = inputs.into_iter().filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    let files = inputs.into_iter().filter(|path| !is_stream(path));
+    let read: Vec<PathBuf> = files.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
     let mut before: Vec<(&str, PathBuf)> = Vec::new();
     for &(name, path) in targets {
         let Some(path) = path else { continue };

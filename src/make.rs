@@ -25,6 +25,8 @@ pub(crate) struct Made {
     pub(crate) curve: Vec<CurvePoint>,
     /// Hash of given samples, if anybody asks for it.
     pub(crate) samples: Option<String>,
+    /// Hash of what was calibrated on.
+    pub(crate) origin: Option<String>,
 }
 
 /// Where a plan comes from.
@@ -75,10 +77,11 @@ pub(crate) fn make(
         };
         let curve = scored_curve(others, &build, scorer, progress)?;
         let (plan, compiled) = if options.dry_run { (plan, None) } else { build(plan)? };
-        return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, samples: None });
+        return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, samples: None, origin: None });
     };
     let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
+    let origin = Some(calibration.origin(calibrate_on.images.seed())?);
     let held_out = if options.holds_out() { Some(HeldOut::new(model, &mut calibration)?) } else { None };
     // Drawn ones follow from their seed.
     let hashed = (options.plan_text || options.replay.is_some()) && calibrate_on.images.seed().is_none();
@@ -141,7 +144,7 @@ pub(crate) fn make(
         Source::Decided(plan, others) => (Vec::new(), scored_curve(others, &build, scorer, progress)?, build(plan)?),
     };
     let compiled = compiled.filter(|_| !options.dry_run);
-    Ok(Made { plan, compiled, calibration: Some(row), kept, curve, samples })
+    Ok(Made { plan, compiled, calibration: Some(row), kept, curve, samples, origin })
 }
 
 /// What would be done at other ratios, each as if it alone had been asked for; those out of reach are left out.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "error",
     "progress",
     "factor",
@@ -23,6 +23,7 @@ const ORDER: [&str; 22] = [
     "inspect",
     "picture",
     "options",
+    "origin",
     "search",
     "make",
     "compile",
@@ -37,7 +38,7 @@ const OWNERS: [(&str, &[&str]); 10] = [
     ("npyz", &["src/images/npy.rs"]),
     ("zip", &["src/images/npy.rs"]),
     ("image", &["src/images/folder.rs"]),
-    ("toml", &["src/plan/file.rs", "src/plan/replay.rs"]),
+    ("toml", &["src/plan/file.rs", "src/plan/replay.rs", "src/cli/config.rs"]),
     ("maud", &["src/picture/chart.rs", "src/picture/diagram.rs", "src/picture/page.rs"]),
     (
         "clap",
@@ -45,6 +46,7 @@ const OWNERS: [(&str, &[&str]); 10] = [
             "src/main.rs",
             "src/cli/mod.rs",
             "src/cli/compress.rs",
+            "src/cli/config.rs",
             "src/cli/inspect.rs",
             "src/cli/shared.rs",
             "src/cli/verify.rs",

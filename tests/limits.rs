@@ -41,7 +41,7 @@ fn a_model_that_asks_for_terabytes_ends_in_a_sentence() {
     ] {
         let scene = Scene::new(&spread(op, &to));
         // By default it is what the machine has.
-        let message = scene.fails("in.onnx out.onnx --ratio 1.3 -q", 11);
+        let message = scene.fails("in.onnx out.onnx --ratio 1.3 -q", 13);
         assert!(message.contains("memory") && message.contains("--max-memory"), "{op}: {message}");
         assert_eq!(scene.files(), ["in.onnx"], "{op}");
         // Not run, it is no danger.
@@ -53,7 +53,7 @@ fn a_model_that_asks_for_terabytes_ends_in_a_sentence() {
 fn the_bound_on_memory_is_the_users() {
     // A gigabyte.
     let scene = Scene::new(&spread("ConstantOfShape", &[256, 1 << 20]));
-    let message = scene.fails("in.onnx out.onnx --ratio 1.3 -q --max-memory 0.5", 11);
+    let message = scene.fails("in.onnx out.onnx --ratio 1.3 -q --max-memory 0.5", 13);
     assert!(message.contains("more than 0.5 GiB"), "{message}");
     assert_eq!(scene.files(), ["in.onnx"]);
     for wrong in ["0", "-1", "nan", "lots"] {

@@ -226,7 +226,7 @@ fn the_command_ends_with_a_documented_code_and_leaves_no_file_behind() {
         let output = scene.run("in.onnx out.onnx --ratio 1.3 --max-memory 4 --verify-inputs 1 -q");
         let stderr = String::from_utf8(output.stderr).unwrap();
         let code = output.status.code().unwrap_or_else(|| panic!("seed {seed}: {:?} {stderr}", output.status));
-        assert!((0..=11).contains(&code) && !stderr.contains("internal error"), "seed {seed}: {code} {stderr}");
+        assert!((0..=13).contains(&code) && !stderr.contains("internal error"), "seed {seed}: {code} {stderr}");
         assert_eq!(stderr.lines().count(), usize::from(code != 0), "seed {seed}: {stderr}");
         assert!(scene.read("in.onnx") == bytes, "seed {seed}: the input was touched");
         if matches!(code, 0 | 4) {

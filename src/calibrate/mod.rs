@@ -98,14 +98,22 @@ impl Calibration {
         for input in &self.inputs {
             part(format!("{} {:?}", input.name, input.dims).as_bytes());
         }
-        for from in (0..self.count).step_by(PORTION) {
-            for feed in self.samples.feeds(from..(from + PORTION).min(self.count))? {
-                for value in feed {
-                    part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-                }
-            }
-        }
-        Ok(())
+        self.samples.hash(&(0..self.count).collect::<Vec<usize>>(), part)
+    }
+
+    /// A SHA-256 of what observations follow from, mirror images left out as they follow from the rest; of pictures drawn by a `seed`
+    /// the first stands for all.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a sample cannot be decoded.
+    pub(crate) fn origin(&self, seed: Option<u64>) -> Result<String> {
+        let mut hash = Sha256::new();
+        let dims: Vec<_> = self.inputs.iter().map(|input| (&input.name, &input.dims)).collect();
+        hash.update(format!("{dims:?} {} {} {seed:?} ", self.count, self.images_each));
+        let last = if seed.is_some() { self.count.min(1) } else { self.count };
+        let indices: Vec<usize> = (0..last).step_by(self.images_each).collect();
+        self.samples.hash(&indices, &mut |part| hash.update(part))?;
+        Ok(hex(&hash.finalize()))
     }
 
     /// A SHA-256 of all that is fed to the model.

@@ -1,5 +1,6 @@
 //! `onnx-jmd IN.onnx OUT.onnx`: the command without a name.
 
+use super::config::Settings;
 use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
@@ -37,11 +38,12 @@ const AROUND: [f64; 4] = [0.5, 0.7, 1.4, 2.0];
 
 #[derive(Debug, Args)]
 pub(super) struct Compress {
-    /// The ONNX model to compress; it is never changed
+    /// The ONNX model to compress, from standard input with '-'; it is never changed
     #[arg(value_name = "IN.onnx", required = true)]
     input: Option<PathBuf>,
 
-    /// Where to write the smaller model; needed unless --dry-run
+    /// Where to write the smaller model, to standard output with '-' (whole, once all is verified; tables then go to standard
+    /// error); needed unless --dry-run
     #[arg(value_name = "OUT.onnx", required_unless_present = "dry_run")]
     model_output: Option<PathBuf>,
 
@@ -90,6 +92,11 @@ pub(super) struct Compress {
     /// Print the plan and write no model
     #[arg(long, help_heading = "What to do")]
     dry_run: bool,
+
+    /// Write nothing and compute nothing: is OUT still what this input, these options and this version give? It says itself what it
+    /// was made from; exit code 12 and what differs if it is not
+    #[arg(long, conflicts_with = "dry_run", help_heading = "What to do")]
+    check: bool,
 
     /// Write every decision to this file, to be kept, compared, edited and replayed
     #[arg(long, value_name = "FILE.toml", help_heading = "Plans")]
@@ -148,6 +155,18 @@ pub(super) struct Compress {
 
     #[command(flatten)]
     pub(super) output: Output,
+
+    /// Take options from this file instead of onnx-jmd.toml, which is looked for where the command runs: a line each, as
+    /// ratio = 4 or scheme = "ljsvd", paths from the file's folder; the command line replaces them
+    #[arg(long, value_name = "FILE.toml", help_heading = "The project's options")]
+    config: Option<PathBuf>,
+
+    /// Look for no such file
+    #[arg(long, conflicts_with = "config", help_heading = "The project's options")]
+    no_config: bool,
+
+    #[arg(skip)]
+    pub(super) settings: Option<Settings>,
 
     /// Write the report in pictures, a page of HTML that needs nothing else
     #[arg(long, value_name = "FILE.html", help_heading = "Output")]
@@ -251,8 +270,12 @@ pub struct CompressJob {
     pub report: Option<PathBuf>,
     /// Whether large tensors are stored beside the model.
     pub external_data: bool,
+    /// Whether the model that is there is only looked at.
+    pub check: bool,
     /// Whether the tables say how long each stage took.
     pub timings: bool,
+    /// Where options came from, if from a file too.
+    pub settings: Option<Settings>,
     /// What the library is asked.
     pub options: Options,
     /// Where the facts go.
@@ -263,6 +286,7 @@ impl Compress {
     /// # Errors
     /// [`Error::Options`], [`Error::Images`] or [`Error::Plan`] for arguments that contradict each other or files that do not fit.
     pub(super) fn job(self) -> Result<CompressJob> {
+        // Where a plan is ruled out, clap demands none.
         if self.retrained && self.plan.is_none() {
             return Err(Error::Options("--retrained needs a --plan".into()));
         }
@@ -298,7 +322,8 @@ impl Compress {
             Some(CalibrationSource::Path(path)) => Some(path.clone()),
             _ => None,
         };
-        let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).collect();
+        let settings = self.settings.as_ref().map(Settings::path);
+        let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).chain(settings).collect();
         let asked = Asked {
             source: self.calib,
             samples: self.calib_samples as usize,
@@ -338,7 +363,9 @@ impl Compress {
             plan_out: self.plan_out,
             report: self.report,
             external_data: self.external_data,
+            check: self.check,
             timings: self.timings,
+            settings: self.settings,
             options,
             output: self.output,
         })

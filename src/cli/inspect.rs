@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Show what a model is made of: repeated blocks, groups, spectra, reachable ratios, and what would be left alone; writes no model
 #[derive(Debug, Args)]
 pub(super) struct Inspect {
-    /// The ONNX model
+    /// The ONNX model, from standard input with '-'
     #[arg(value_name = "MODEL.onnx")]
     model: PathBuf,
 

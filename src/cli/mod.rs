@@ -1,9 +1,11 @@
 //! The command line: arguments and the help that explains them, into what the library is asked.
 
 mod compress;
+mod config;
 mod inspect;
 mod memory;
 mod shared;
+pub mod streams;
 mod verify;
 mod zoo;
 
@@ -14,10 +16,12 @@ pub use shared::Output;
 pub use verify::VerifyJob;
 pub use zoo::ZooJob;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use compress::Compress;
+use config::Settings;
 use inspect::Inspect;
 use onnx_jmd::Result;
+use std::ffi::OsString;
 use verify::Verify;
 use zoo::ZooArguments;
 
@@ -79,6 +83,23 @@ pub enum Job {
 }
 
 impl Cli {
+    /// The arguments of the command line, behind the options of the project's file if there is one. Ends the process with what clap
+    /// has to say of arguments that make no sense, and after help.
+    ///
+    /// # Errors
+    /// Those of the file, in which a line is named.
+    pub fn read(mut arguments: Vec<OsString>) -> Result<Self> {
+        // What is missing here may stand in the file.
+        let given = Self::command().ignore_errors(true).try_get_matches_from(&arguments).unwrap_or_else(|e| e.exit());
+        let settings = Settings::of(&given)?;
+        let place = arguments.len().min(1);
+        arguments.splice(place..place, settings.iter().flat_map(Settings::words));
+        let matches = Self::command().get_matches_from(arguments);
+        let mut cli = Self::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+        cli.compress.settings = settings;
+        Ok(cli)
+    }
+
     /// The arguments as a job.
     ///
     /// # Errors
@@ -128,7 +149,8 @@ Exit codes:
   1  a decomposition did not converge, or an internal error
   2  the arguments, images or labels do not fit the model or each other;
      too few calibration samples
-  3  the input cannot be read as a sound ONNX model, or the plan cannot be read
+  3  the input cannot be read as a sound ONNX model, or the plan or the file
+     of options cannot be read
   4  nothing to compress; the output is the input, byte for byte
   5  the ratio is out of reach; the message names the largest
   6  the rewritten model was wrong; nothing was written
@@ -138,6 +160,7 @@ Exit codes:
   9  the output cannot be written
   10 the plan is not sound or does not fit the model; the message names the line
   11 zoo: some models were refused; the summary says which and why
+  12 --check: the output is not what a run would write; the message says why
   13 it would take more memory than --max-memory; nothing was written
 
 Examples:
@@ -147,6 +170,8 @@ Examples:
   onnx-jmd in.onnx --ratio 4 --dry-run --plan-out plan.toml
   onnx-jmd in.onnx out.onnx --plan plan.toml
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95
+  onnx-jmd in.onnx out.onnx --ratio 4 --check || onnx-jmd in.onnx out.onnx --ratio 4
+  export-model | onnx-jmd - - --ratio 4 > out.onnx
   onnx-jmd inspect in.onnx
   onnx-jmd verify in.onnx out.onnx --images test.npy
   onnx-jmd zoo models smaller --ratio 2 --jobs 4";

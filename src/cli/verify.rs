@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Run two models on the same inputs with tract and say how far their outputs are apart
 #[derive(Debug, Args)]
 pub(super) struct Verify {
-    /// The model to compare with
+    /// The model to compare with; one of the two may come from standard input with '-'
     #[arg(value_name = "A.onnx")]
     first: PathBuf,
 

@@ -14,7 +14,8 @@ use std::time::Duration;
 /// The arguments of one model that are folders here.
 const FOLDERS: [&str; 2] = ["input", "model_output"];
 /// Options that name the one file that they write, or write no model.
-const ONE_MODEL: [&str; 6] = ["dry_run", "plan_out", "report", "curve", "json", "timings"];
+const ONE_MODEL: [&str; 9] =
+    ["dry_run", "plan_out", "report", "curve", "json", "timings", "config", "no_config", "check"];
 /// Options that say where and how work is done; what comes out does not depend on them.
 const MEANS: [&str; 3] = ["threads", "quiet", "cache"];
 
@@ -23,7 +24,7 @@ const MEANS: [&str; 3] = ["threads", "quiet", "cache"];
 ///
 /// OUT_DIR gets the model at the same path as in IN_DIR, zoo.jsonl (a line of JSON a model), zoo/reports (the report of each) and
 /// zoo/records. A model is up to date if its bytes, the options, what they name (samples, labels, a plan) and the version of onnx-jmd
-/// are those of its record, and the output's bytes are, too
+/// are those of its record, and the output's bytes are, too. onnx-jmd.toml is not read
 #[derive(Debug, Args)]
 pub(super) struct ZooArguments {
     #[command(flatten)]
@@ -126,14 +127,17 @@ impl FromArgMatches for Passed {
         let mut passed = Self {
             compress: Compress::from_arg_matches(matches)?,
             folders: FOLDERS.map(|id| matches.get_raw(id).into_iter().flatten().next().unwrap_or_default().into()),
-            arguments: Vec::new(),
+            // What a process finds in the folder is not among what its record follows from.
+            arguments: vec!["--no-config".into()],
             identity: Vec::new(),
         };
         for arg in Compress::augment_args(Command::new("")).get_arguments() {
             let (id, name) = (arg.get_id().as_str(), arg.get_long().unwrap_or_default());
             let given = matches.value_source(id) == Some(ValueSource::CommandLine);
             if given && ONE_MODEL.contains(&id) {
-                let reason = format!("--{name} is for one model: zoo writes a report a model, and no other files\n");
+                let reason = format!(
+                    "--{name} is for one model: zoo takes its options from its arguments, and writes a report a model\n"
+                );
                 return Err(Usage::raw(ErrorKind::ArgumentConflict, reason));
             }
             if FOLDERS.contains(&id) || ONE_MODEL.contains(&id) {

@@ -437,6 +437,21 @@ impl Samples {
         self.assumed.as_deref()
     }
 
+    /// Takes some of what is fed to the model into a hash, sample after sample.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn hash(&self, indices: &[usize], part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        /// Samples at a time.
+        const PORTION: usize = 16;
+        for indices in indices.chunks(PORTION) {
+            for value in self.feeds(indices.iter().copied())?.into_iter().flatten() {
+                part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        Ok(())
+    }
+
     /// What some samples feed to the model's inputs, made on several threads.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes from which on a tensor is worth a place in another file.
-const LEAST: usize = 1024;
+pub(super) const LEAST: usize = 1024;
 /// Tensors start at multiples of this, so that readers can map them.
 const ALIGNMENT: u64 = 4096;
 /// Hexadecimal digits of the data's hash in the name of its file.
@@ -131,7 +131,7 @@ fn attach(
     Ok(())
 }
 
-fn refused(tensor: &TensorProto, reason: String) -> Error {
+pub(super) fn refused(tensor: &TensorProto, reason: String) -> Error {
     let location = tensor.external_data.iter().find(|e| e.key() == "location").map_or("", |e| e.value());
     Error::ExternalData { tensor: tensor.name().to_owned(), file: location.to_owned(), reason }
 }

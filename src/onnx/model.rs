@@ -1,5 +1,7 @@
 //! A model file: opened, checked, changed only by building another, written beside its target.
 
+#[cfg(feature = "verify")]
+use super::proto::StringStringEntryProto;
 use super::proto::{
     GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
 };
@@ -8,6 +10,8 @@ use super::{Graph, external, tensor};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
+#[cfg(feature = "verify")]
+use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -147,6 +151,21 @@ impl Model {
         }
     }
 
+    /// Writes the model's bytes to where there is no folder for data beside it.
+    ///
+    /// # Errors
+    /// The system's, or that the model has two gibibytes or more; nothing is written then.
+    pub fn write_to(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        if self.file_bytes() > LARGEST_FILE {
+            let reason = "a model of 2 GiB or more needs data in another file beside it: name a file for it";
+            return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, reason));
+        }
+        match &self.source {
+            Some(bytes) => out.write_all(bytes),
+            None => out.write_all(&self.proto.encode_to_vec()),
+        }
+    }
+
     /// Writes the model with its tensors of a kibibyte and more in a file of their own beside it, `NAME.HASH.data`. Data of a
     /// model that is replaced stays, as others may refer to it.
     ///
@@ -205,6 +224,38 @@ impl Model {
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.proto.metadata_props.iter().find(|p| p.key() == key).map(|p| p.value())
+    }
+
+    /// A SHA-256 of its bytes.
+    #[cfg(feature = "verify")]
+    pub(crate) fn digest(&self) -> String {
+        match &self.source {
+            Some(bytes) => hex(&Sha256::digest(bytes)),
+            None => hex(&Sha256::digest(self.proto.encode_to_vec())),
+        }
+    }
+
+    /// The same model with some metadata properties set.
+    #[cfg(feature = "verify")]
+    pub(crate) fn with_metadata(&self, values: &[(&str, &str)]) -> Self {
+        let mut proto = self.proto.clone();
+        for &(key, value) in values {
+            let value = Some(value.to_owned());
+            match proto.metadata_props.iter_mut().find(|p| p.key() == key) {
+                Some(property) => property.value = value,
+                None => proto.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value }),
+            }
+        }
+        Self::from_proto(proto)
+    }
+
+    /// Of a model that was opened: whether its large tensors stand in other files exactly if [`Model::save_external`], or
+    /// [`Model::save`] of one so large, would put them there.
+    #[cfg(feature = "verify")]
+    pub(crate) fn is_stored(&self, external: bool) -> bool {
+        let large = |t: &&TensorProto| t.raw_data.as_ref().is_some_and(|raw| raw.len() >= external::LEAST);
+        let any = || self.proto.graph.iter().flat_map(tensors).any(|t| large(&t));
+        self.source.is_none() == ((external || self.file_bytes() > LARGEST_FILE) && any())
     }
 
     pub(crate) fn proto(&self) -> &ModelProto {

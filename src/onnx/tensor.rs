@@ -45,8 +45,9 @@ pub(super) fn element_count(tensor: &TensorProto) -> Option<u64> {
 pub(super) fn check(tensor: &TensorProto) -> Result<()> {
     let name = || tensor.name().to_owned();
     if is_external(tensor) {
-        let reason = "there is no folder to look for it: open the model by its path".into();
-        return Err(Error::ExternalData { tensor: name(), file: String::new(), reason });
+        let reason =
+            "there is no folder to look for it in: open the model by its path instead of from memory or a stream";
+        return Err(super::external::refused(tensor, reason.into()));
     }
     let wrong = |expected: String, found: String| {
         Err(Error::TensorSize { tensor: name(), dims: tensor.dims.clone(), expected, found })

@@ -4,6 +4,7 @@
 //! table `[[group]]` each: members, scheme, unfolding, ranks) and what the result follows from besides: how convolutions were
 //! found, what was calibrated on. The same model, file and images give the same bytes as the run that wrote it.
 
+use super::made::MadeEntry;
 use super::{GroupPlan, Plan, PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::{Error, Result};
 use crate::factor::{Scheme, Unfolding};
@@ -40,7 +41,7 @@ const HEADING: &str = "\
 #[derive(Debug, Clone)]
 pub struct PlanFile {
     path: PathBuf,
-    text: String,
+    pub(super) text: String,
     pub(super) document: Document,
 }
 
@@ -54,6 +55,7 @@ pub(super) struct Document {
     pub(super) model: ModelEntry,
     options: OptionsEntry,
     pub(super) calibration: Option<CalibrationEntry>,
+    pub(super) made: Option<MadeEntry>,
     #[serde(default)]
     pub(super) group: Vec<GroupEntry>,
 }
@@ -175,6 +177,8 @@ pub(crate) struct Circumstances<'c> {
     pub(crate) calibration: Option<PlannedCalibration>,
     /// Hash of the samples as they were fed.
     pub(crate) samples: Option<String>,
+    /// Hashes of the options and of what the samples are made from.
+    pub(crate) made_by: [&'c str; 2],
 }
 
 impl PlanFile {
@@ -387,12 +391,13 @@ impl PlanFile {
         let head = Head {
             version: VERSION,
             onnx_jmd: env!("CARGO_PKG_VERSION"),
-            model: ModelEntry { sha256: hex(&Sha256::digest(model.to_bytes())) },
+            model: ModelEntry { sha256: model.digest() },
             options,
             calibration,
         };
         // Texts and numbers are always values of TOML.
-        let mut text = HEADING.to_owned() + &toml::to_string(&head).unwrap_or_default();
+        let head = HEADING.to_owned() + &toml::to_string(&head).unwrap_or_default();
+        let mut text = String::new();
         for group in &plan.groups {
             text += &group_text(plan, group);
         }
@@ -402,7 +407,9 @@ impl PlanFile {
         for kept in &plan.kept {
             let _ = writeln!(text, "# {}: {}", flat(&kept.name), flat(&kept.reason));
         }
-        text
+        let [options, samples] = with.made_by;
+        let made = MadeEntry::stamp(options, samples, &head, &text);
+        head + &made + &text
     }
 
     /// The scheme of a name.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "verify")]
 mod file;
+#[cfg(feature = "verify")]
+mod made;
 mod profile;
 mod prospects;
 #[cfg(feature = "verify")]
@@ -28,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::factor::{Analysis, Form, Scheme};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// How ranks are chosen.
@@ -122,7 +124,7 @@ pub struct GroupPlan {
 }
 
 /// Another form for the members of a group, or for each of them alone.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alternative {
     /// The form's name.
     pub form: String,

@@ -7,9 +7,8 @@ use super::{Kept, Plan};
 use crate::error::{Error, Result};
 use crate::factor::{Form, Scheme};
 use crate::group::Grouping;
-use crate::onnx::{Conv, Model, hex};
+use crate::onnx::{Conv, Model};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use toml::Spanned;
@@ -158,7 +157,7 @@ impl Replay {
                 document.onnx_jmd
             ));
         }
-        if document.model.sha256 != hex(&Sha256::digest(model.to_bytes())) {
+        if document.model.sha256 != model.digest() {
             notes.push("the model is not the file that the plan was made for".into());
         }
         let planned = document.calibration.as_ref().and_then(|c| c.sha256.as_deref());

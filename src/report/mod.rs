@@ -10,13 +10,17 @@ use crate::group::{Grouping, RepeatedBlock, Skipped};
 use crate::onnx::{Conv, Graph, Model, SkipReason};
 use crate::plan::{Alternative, Kept, Plan, PlanOptions, RankPolicy};
 use crate::rewrite::{Compiled, shares};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-/// Version of the JSON layout; it grows when a field changes its meaning or goes.
+/// Version of the JSON layout, that of `tools/schema/report-1.schema.json`.
+///
+/// It grows, and with it comes a schema beside the old one, when a field goes, changes its meaning or its type, or takes values that it
+/// could not take before. A new field is no new version: it is `#[serde(default)]` here, and not `required` in the schema, as
+/// earlier reports of the version lack it. `tests/schema.rs` holds both to reports kept from earlier days.
 pub const REPORT_VERSION: u32 = 1;
 
 /// The facts of one run.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// [`REPORT_VERSION`].
     pub report_version: u32,
@@ -59,7 +63,7 @@ pub struct Report {
 }
 
 /// What was calibrated on.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CalibrationRow {
     /// How many samples.
     pub samples: usize,
@@ -70,7 +74,7 @@ pub struct CalibrationRow {
 }
 
 /// What one ratio keeps on samples that it was not calibrated on.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct AgreementRow {
     /// The ratio asked for.
     pub ratio: f64,
@@ -79,7 +83,7 @@ pub struct AgreementRow {
 }
 
 /// A repeated block.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BlockRow {
     /// Its operators.
     pub structure: String,
@@ -88,7 +92,7 @@ pub struct BlockRow {
 }
 
 /// Convolutions decomposed together.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct GroupRow {
     /// Name of the group.
     pub group: String,
@@ -139,7 +143,7 @@ pub(crate) fn number(group: &str) -> usize {
 }
 
 /// One quantity before and after.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Change {
     /// Before.
     pub before: u64,
@@ -157,7 +161,7 @@ impl Change {
 }
 
 /// Sizes of the whole model.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Totals {
     /// Floating-point parameters, each stored tensor once.
     pub parameters: Change,
@@ -171,7 +175,7 @@ pub struct Totals {
 }
 
 /// A convolution left alone.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LeftRow {
     /// Node name.
     pub name: String,
@@ -193,7 +197,7 @@ impl LeftRow {
 }
 
 /// What running the models showed.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verification {
     /// Seeded inputs drawn.
     pub inputs: usize,
@@ -209,7 +213,7 @@ pub struct Verification {
 }
 
 /// What was run of models that tract cannot run as a whole: each decomposed convolution by itself, on inputs of its own.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parts {
     /// Convolutions that were run.
     pub checked: usize,
@@ -220,7 +224,7 @@ pub struct Parts {
 }
 
 /// How far the written model is from the original, over all inputs and outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Approximation {
     /// `‖y − ŷ‖ / ‖y‖`.
     pub relative_error: f64,
@@ -235,7 +239,7 @@ pub struct Approximation {
 }
 
 /// Classification of the user's images by the original and the written model.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// Images.
     pub images: usize,

@@ -1,7 +1,8 @@
 //! A folder in which the command runs, and what is expected of it whatever it is asked.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Where cargo puts the command; tools/fuzz, which builds models with these files, has none.
@@ -44,6 +45,21 @@ impl Scene {
     pub fn run_exactly(&self, arguments: &str) -> Output {
         let mut command = Command::new(COMMAND.expect("cargo test builds the command"));
         command.current_dir(self.folder.path()).args(arguments.split_whitespace()).output().unwrap()
+    }
+
+    /// Runs with `input` on standard input.
+    pub fn pipes(&self, arguments: &str, input: &[u8]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        command.current_dir(self.folder.path()).args(arguments.split_whitespace());
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        let input = input.to_owned();
+        // A command that refuses its arguments reads none of it.
+        let writer = std::thread::spawn(move || drop(pipe.write_all(&input)));
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
     }
 
     /// Runs and expects success; gives standard output.

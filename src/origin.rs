@@ -1,0 +1,179 @@
+//! What an output was made from, told by the output itself: a build step then knows without running whether it still holds.
+//!
+//! Three metadata properties, each a SHA-256: of the input, of the options and the files that they name, and of the output with this
+//! last one left empty. What has no effect on the bytes (threads, reports, paths, where images are only scored) is not among the
+//! options; bounds are, as a result that was not held against them is not what they ask for, and so is proof.
+
+use crate::calibrate::Calibration;
+use crate::error::{Error, Result};
+use crate::group::find_groups;
+use crate::images::Samples;
+use crate::onnx::{Model, VERSION_KEY, hex};
+use crate::options::Options;
+use crate::plan::{LEAST_RATIO, Plan, PlanOptions, RankPolicy};
+use crate::runtime::{inputs, shapes};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+const INPUT_KEY: &str = "onnx_jmd.input";
+const OPTIONS_KEY: &str = "onnx_jmd.options";
+const OUTPUT_KEY: &str = "onnx_jmd.output";
+
+/// What a run's output follows from, as hashes.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    input: String,
+    /// What the decisions follow from, but for the samples.
+    pub(crate) asked: String,
+    /// What is calibrated on.
+    pub(crate) samples: String,
+    options: String,
+}
+
+impl Origin {
+    /// `samples` is the hash of what is calibrated on, `scored` are the images.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn of(
+        original: &Model,
+        options: &Options,
+        samples: Option<String>,
+        scored: Option<&Samples>,
+    ) -> Result<Self> {
+        let input = original.digest();
+        let samples = samples.unwrap_or_else(|| "none".into());
+        let groups = &options.groups;
+        let asked = match &options.replay {
+            None => hashed(&[&asked(options)]),
+            Some(replay) => match replay.file.made_by(&input, &samples, groups) {
+                Some(asked) => asked.to_owned(),
+                None => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
+            },
+        };
+        let bounds = bounds(options, scored)?;
+        let options = hashed(&[&asked, &samples, &bounds]);
+        Ok(Self { input, asked, samples, options })
+    }
+
+    /// The model with its origin in it.
+    pub(crate) fn stamp(&self, written: &Model) -> Model {
+        let open = written.with_metadata(&[(INPUT_KEY, &self.input), (OPTIONS_KEY, &self.options), (OUTPUT_KEY, "")]);
+        let own = open.digest();
+        open.with_metadata(&[(OUTPUT_KEY, &own)])
+    }
+}
+
+/// A SHA-256 of texts.
+fn hashed(parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        // With its length, so that no two lists are the same bytes.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex(&hash.finalize())
+}
+
+/// The options that decisions follow from. Their debug text names every field, so that a new one counts without being named here; it
+/// need only hold within one version, as that is compared, too.
+fn asked(options: &Options) -> String {
+    let Options { plan, groups, max_drop, .. } = options;
+    let repair = options.calibration.as_ref().map(|_| options.repair);
+    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}")
+}
+
+/// Bounds that the result was held against, and on what; whether it was proved.
+fn bounds(options: &Options, scored: Option<&Samples>) -> Result<String> {
+    let Options { gates, verify, .. } = options;
+    let bounded = gates.min_snr.is_some() || gates.min_agreement.is_some();
+    let drawn = verify.as_ref().filter(|_| bounded);
+    let mut images = Sha256::new();
+    // Which classes are equal needs no labels.
+    if let Some(scored) = scored.filter(|_| gates.min_agreement.is_some()) {
+        images.update((scored.len() as u64).to_le_bytes());
+        scored.hash(&(0..scored.len()).collect::<Vec<usize>>(), &mut |part| images.update(part))?;
+    }
+    let images = hex(&images.finalize());
+    Ok(hashed(&[&format!("{gates:?} {} {drawn:?}", verify.is_some()), &images]))
+}
+
+/// Whether a file is what a run would write, by what it says of itself: nothing is computed anew. `external_data` says how it is to
+/// be stored.
+///
+/// An output that is the input, byte for byte, says nothing. It holds if there is nothing to compress by shapes and names; where only
+/// a run could tell, it does not.
+///
+/// # Errors
+/// [`Error::Stale`] with what differs, and what a run refuses before any work.
+pub fn check(original: &Model, options: &Options, output: &Path, external_data: bool) -> Result<()> {
+    options.validate(original)?;
+    let stale = |reason: String| Err(Error::Stale { path: output.to_owned(), reason });
+    if !output.exists() {
+        return stale("it is not there".into());
+    }
+    let written = match Model::open(output) {
+        Ok(written) => written,
+        Err(error) => return stale(format!("it was changed after it was written ({error})")),
+    };
+    let misplaced = !written.is_stored(external_data);
+    if written.digest() == original.digest() && !misplaced {
+        return if idle(original, options)? {
+            Ok(())
+        } else {
+            stale("it is the input, byte for byte, and only a run can tell whether there is nothing to compress".into())
+        };
+    }
+    let origin = now(original, options)?;
+    let says = |key: &str| written.metadata(key);
+    let (Some(version), Some(input), Some(asked), Some(own)) =
+        (says(VERSION_KEY), says(INPUT_KEY), says(OPTIONS_KEY), says(OUTPUT_KEY))
+    else {
+        return stale("it does not say what it was made from, as what this version writes does".into());
+    };
+    let intact = written.round_trips() && written.with_metadata(&[(OUTPUT_KEY, "")]).digest() == own;
+    let this = env!("CARGO_PKG_VERSION");
+    let another = format!("version {version} wrote it and this is {this}");
+    let differences = [
+        (version != this, another.as_str()),
+        (input != origin.input, "the input is another"),
+        (asked != origin.options, "the options, or files that they name, are others"),
+        (misplaced, "its data is to be stored otherwise (--external-data)"),
+        (!intact, "it was changed after it was written"),
+    ];
+    let differences: Vec<&str> = differences.into_iter().filter(|d| d.0).map(|d| d.1).collect();
+    if differences.is_empty() { Ok(()) } else { stale(differences.join("; ")) }
+}
+
+/// The origin of what a run would write.
+fn now(original: &Model, options: &Options) -> Result<Origin> {
+    let wide = original.in_f32();
+    let model = wide.as_ref().unwrap_or(original);
+    let given = &options.groups.input_shapes;
+    let samples = options.calibration.as_ref().map(|on| {
+        let calibration = Calibration::new(model, on, given)?;
+        calibration.origin(on.images.seed())
+    });
+    let bounding = options.images.as_ref().filter(|_| options.gates.min_agreement.is_some());
+    let scored = bounding.map(|images| images.fit(model, &shapes(&inputs(model, given)?), None));
+    Origin::of(original, options, samples.transpose()?, scored.transpose()?.as_ref())
+}
+
+/// Whether there is nothing to compress, as far as that can be told without running the model.
+fn idle(original: &Model, options: &Options) -> Result<bool> {
+    let wide = original.in_f32();
+    let model = wide.as_ref().unwrap_or(original);
+    let grouping = find_groups(model, &options.groups)?;
+    let calibrated = options.calibration.is_some();
+    let found = match &options.replay {
+        Some(replay) => replay.decisions(&grouping, calibrated).map(drop),
+        None => {
+            let policy = options.max_drop.map_or(options.plan.policy, |_| RankPolicy::Ratio(LEAST_RATIO));
+            Plan::precheck(model, &grouping, &PlanOptions { policy, ..options.plan }, calibrated)
+        }
+    };
+    match found {
+        Err(Error::NothingToCompress(_)) => Ok(true),
+        other => other.map(|()| false),
+    }
+}
