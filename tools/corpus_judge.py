@@ -481,7 +481,7 @@ def judge(original_path, small_path, report, known, calibrated):
     try:
         wanted = session(reference.model).run(None, wide)
     except Exception as error:
-        raise NoReference(f"ONNX Runtime does not run the reference: {str(error).splitlines()[0][:160]}") from error
+        raise NoReference(f"{len(reference.replaced)} kernels checked, outputs not, as ONNX Runtime does not run the model") from error
     quantised = any(n.op_type in QUANTISED for n in original.graph.node)
     worst = 0.0
     for level in (LEVELS[0], LEVELS[-1]):
