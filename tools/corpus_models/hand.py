@@ -391,8 +391,8 @@ def lines():
 
 
 def typed(data_type):
-    """float32 kernels in the tensors' typed fields in place of raw bytes, and float64."""
-    g, x = trunk(23, dtype=np.float64 if data_type == TensorProto.DOUBLE else np.float32)
+    """float32 kernels in the tensors' typed fields in place of raw bytes, and other types."""
+    g, x = trunk(23, dtype=helper.tensor_dtype_to_np_dtype(data_type))
     for tensor in g.stored:
         values = numpy_helper.to_array(tensor)
         if data_type == FLOAT:
@@ -486,6 +486,8 @@ MODELS = {
     "lines": ("Conv1d in every form", lines),
     "typed-data": ("float_data in place of raw bytes", lambda: typed(FLOAT)),
     "double": ("float64", lambda: typed(TensorProto.DOUBLE)),
+    "half": ("float16", lambda: typed(TensorProto.FLOAT16)),
+    "bfloat16": ("bfloat16, inputs too", lambda: typed(TensorProto.BFLOAT16)),
     "exact": ("Kernels of exactly rank 4", exact_low_rank),
     "tiny": ("One kernel of 6 weights", tiny),
     "no-layers": ("A Relu alone", no_layers),
