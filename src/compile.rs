@@ -2,10 +2,9 @@
 
 use crate::compare::{Scorer, draw};
 use crate::error::{Error, Result};
-use crate::gates::SMALLER;
-use crate::group::find_groups;
+use crate::group::{Grouping, find_groups};
 use crate::images::Samples;
-use crate::make::make;
+use crate::make::{Made, make};
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::origin::Origin;
@@ -70,19 +69,9 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         _ => None,
     };
-    let mut made = make(model, &grouping, options, scorer.as_ref(), &progress);
-    let mut uncalibrated = None;
-    let by_weights = Options { calibration: None, ..options.clone() };
-    let optional = options.max_drop.is_none() && options.calibration.as_ref().is_some_and(|c| c.optional);
-    let options = match &made {
-        Err(Error::Images { reason, .. } | Error::Unavailable { reason, .. }) if optional => {
-            progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
-            uncalibrated = Some(format!("not calibrated, the plain weights decided: {reason}"));
-            made = make(model, &grouping, &by_weights, scorer.as_ref(), &progress);
-            &by_weights
-        }
-        _ => options,
-    };
+    let (made, uncalibrated) = made(model, &grouping, options, scorer.as_ref(), &progress);
+    let by_weights = options.by_weights();
+    let options = if uncalibrated.is_some() { &by_weights } else { options };
     let made = match made {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
@@ -106,15 +95,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.notes = replay.notes(original, made.samples.as_deref());
     }
     report.notes.extend(uncalibrated);
-    report.notes.extend(blind(&made.plan));
-    if let Some((_, rewritten)) = model.legalised().filter(|copy| !copy.1.is_empty()) {
-        let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
-        report.notes.push(format!("tract ran an equivalent copy of the models, with other operators for {names}"));
-    }
-    if let (Some(_), Some(precision)) = (&wide, original.kernel_precision()) {
-        let name = precision.data_type().as_str_name();
-        report.notes.push(format!("kernels are {name}: the factors are written so, and the models were run in FLOAT"));
-    }
+    report.notes.extend(blind(&made.plan).into_iter().chain(copied(model)).chain(widened(original, wide.as_ref())));
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
             groups: &options.groups,
@@ -157,16 +138,39 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     }
     report.timings = progress.timings();
     remark(original, options, &mut report);
-    let approximation = report.verification.as_ref().map(|v| v.approximation);
-    let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
-    // A bound on the outputs is not kept by those of parts.
-    if let Some(parts) =
-        report.verification.as_ref().and_then(|v| v.parts.clone()).filter(|_| options.gates.min_snr.is_some())
-    {
-        return Err(Error::Unavailable { what: "the model".into(), reason: parts.reason });
-    }
-    options.gates.check(approximation, agreement, SMALLER)?;
+    options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// What [`make`] gives, by plain weights if nobody asked for the calibration that fails; why, if so.
+fn made(
+    model: &Model,
+    grouping: &Grouping,
+    options: &Options,
+    scorer: Option<&Scorer<'_>>,
+    progress: &Progress<'_>,
+) -> (Result<Made>, Option<String>) {
+    match make(model, grouping, options, scorer, progress) {
+        Err(Error::Images { reason, .. } | Error::Unavailable { reason, .. }) if options.gives_way() => {
+            progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
+            let note = format!("not calibrated, the plain weights decided: {reason}");
+            (make(model, grouping, &options.by_weights(), scorer, progress), Some(note))
+        }
+        other => (other, None),
+    }
+}
+
+/// That the models were run in another type than they are stored in.
+fn widened(original: &Model, wide: Option<&Model>) -> Option<String> {
+    let name = wide.and_then(|_| original.kernel_precision())?.data_type().as_str_name();
+    Some(format!("kernels are {name}: the factors are written so, and the models were run in FLOAT"))
+}
+
+/// Which operators were others in the models that tract ran.
+fn copied(model: &Model) -> Option<String> {
+    let (_, rewritten) = model.legalised().filter(|copy| !copy.1.is_empty())?;
+    let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
+    Some(format!("tract ran an equivalent copy of the models, with other operators for {names}"))
 }
 
 /// Which layers were decomposed by their plain weights in spite of samples.

@@ -3,11 +3,12 @@
 use crate::calibrate::CalibrationInputs;
 use crate::compare::VerifyOptions;
 use crate::error::{Error, Result};
-use crate::gates::Gates;
+use crate::gates::{Gates, SMALLER};
 use crate::group::GroupOptions;
 use crate::images::Images;
 use crate::onnx::Model;
 use crate::plan::{self, PlanOptions, PlannedCalibration, Replay};
+use crate::report::Report;
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -67,6 +68,30 @@ impl Options {
     pub(crate) fn holds_out(&self) -> bool {
         let planned = || self.replay.as_ref()?.file.calibration();
         self.max_drop.is_some() || planned().is_some_and(|c| c.held_out)
+    }
+
+    /// Whether the plain weights decide where calibration fails.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.max_drop.is_none() && self.calibration.as_ref().is_some_and(|c| c.optional)
+    }
+
+    /// The same without calibration.
+    pub(crate) fn by_weights(&self) -> Self {
+        Self { calibration: None, ..self.clone() }
+    }
+
+    /// Holds what was measured against the bounds.
+    ///
+    /// # Errors
+    /// [`Error::Gate`], or [`Error::Unavailable`] where a bound on the outputs would be held against those of parts.
+    pub(crate) fn gate(&self, report: &Report) -> Result<()> {
+        let verification = report.verification.as_ref();
+        if let Some(parts) = verification.and_then(|v| v.parts.as_ref()).filter(|_| self.gates.min_snr.is_some()) {
+            return Err(Error::Unavailable { what: "the model".into(), reason: parts.reason.clone() });
+        }
+        let approximation = verification.map(|v| v.approximation);
+        let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));
+        self.gates.check(approximation, agreement, SMALLER)
     }
 
     /// What is calibrated on, as a plan records it.

@@ -124,7 +124,14 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
             stale("it is the input, byte for byte, and only a run can tell whether there is nothing to compress".into())
         };
     }
-    let origin = now(original, options)?;
+    // Where a calibration that nobody asked for failed, the plain weights decided.
+    let by_weights = options.gives_way().then(|| options.by_weights());
+    let weighed = by_weights.map(|options| now(original, &options)).transpose()?;
+    let origin = match (now(original, options), weighed) {
+        (Err(Error::Images { .. }), Some(weighed)) => weighed,
+        (Ok(_), Some(weighed)) if written.metadata(OPTIONS_KEY) == Some(&weighed.options) => weighed,
+        (origin, _) => origin?,
+    };
     let says = |key: &str| written.metadata(key);
     let (Some(version), Some(input), Some(asked), Some(own)) =
         (says(VERSION_KEY), says(INPUT_KEY), says(OPTIONS_KEY), says(OUTPUT_KEY))

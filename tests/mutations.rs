@@ -44,6 +44,7 @@ fn options(rng: &mut Pcg64Mcg) -> Options {
         policy: if auto || rng.random() { RankPolicy::Ratio(1.3) } else { RankPolicy::Rate(0.5) },
         iterations: 3,
         allow_more_macs: rng.random(),
+        unshare: rng.random(),
         align: [1, 16][rng.random_range(0..2)],
     };
     let groups = GroupOptions {

@@ -19,7 +19,14 @@ const SCHEMES: [Scheme; 5] = [
 ];
 
 fn options(scheme: Scheme, policy: RankPolicy) -> Options {
-    let plan = PlanOptions { scheme: scheme.into(), policy, iterations: 3, allow_more_macs: true, align: 1 };
+    let plan = PlanOptions {
+        scheme: scheme.into(),
+        policy,
+        iterations: 3,
+        allow_more_macs: true,
+        align: 1,
+        ..PlanOptions::default()
+    };
     Options { plan, verify: Some(VerifyOptions { inputs: 2, ..VerifyOptions::default() }), ..Options::default() }
 }
 

@@ -107,8 +107,8 @@ fn same_padding_is_resolved_where_the_size_is_known_and_left_to_the_factors() {
     let known = GroupOptions { input_shapes: vec!["image:1,8,9,10".parse().unwrap()], ..GroupOptions::default() };
     let found = find(&model, &known);
     // 9 → 5 needs 2 more rows, 10 → 5 needs 1 more column, and SAME_UPPER puts the odd one at the end.
-    assert_eq!(found.convs[0].pads, Some([1, 0, 1, 1]));
-    assert_eq!(found.convs[0].auto_pad.as_deref(), Some("SAME_UPPER"));
+    assert_eq!(found.convs[0].pads, Some(vec![1, 0, 1, 1]));
+    assert_eq!(found.convs[0].auto_pad(), Some("SAME_UPPER"));
 }
 
 #[test]

@@ -181,3 +181,94 @@ impl Cube {
         planes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factor::respond_to_rows;
+    use crate::group::{GroupOptions, find_groups};
+    use crate::onnx::proto::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto,
+        ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto, type_proto,
+    };
+    use crate::onnx::{Model, float_initializer};
+    use crate::runtime::{Runner, inputs};
+    use ndarray::IxDyn;
+
+    fn value(name: &str, dims: &[usize]) -> ValueInfoProto {
+        use tensor_shape_proto::{Dimension, dimension::Value};
+        let dim = |&d: &usize| Dimension { value: Some(Value::DimValue(d as i64)), ..Dimension::default() };
+        let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
+        let value = type_proto::Value::TensorType(type_proto::Tensor { elem_type: Some(1), shape });
+        let r#type = Some(TypeProto { value: Some(value), ..TypeProto::default() });
+        ValueInfoProto { name: Some(name.into()), r#type, ..ValueInfoProto::default() }
+    }
+
+    fn check(operator: &str, dims: &[usize], weight: &[usize], attributes: &[(&str, &[i64])]) {
+        let ints = |(name, values): &(&str, &[i64])| AttributeProto {
+            name: Some((*name).into()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: values.to_vec(),
+            ..AttributeProto::default()
+        };
+        let wave = |at: usize| ((at * 37 + 11) % 23) as f32 / 11.0 - 1.0;
+        let node = NodeProto {
+            op_type: Some(operator.into()),
+            input: vec!["x".into(), "w".into()],
+            output: vec!["y".into()],
+            attribute: attributes.iter().map(ints).collect(),
+            ..NodeProto::default()
+        };
+        let graph = GraphProto {
+            node: vec![node],
+            initializer: vec![float_initializer("w".into(), weight, (0..weight.iter().product()).map(wave))],
+            input: vec![value("x", dims)],
+            output: vec![ValueInfoProto { name: Some("y".into()), ..ValueInfoProto::default() }],
+            ..GraphProto::default()
+        };
+        let model = Model::from_proto(ModelProto {
+            ir_version: Some(8),
+            opset_import: vec![OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() }],
+            graph: Some(graph),
+            ..ModelProto::default()
+        });
+        let conv = &find_groups(&model, &GroupOptions::default()).unwrap().convs[0];
+        let count = dims.iter().product();
+        let x = ArrayD::from_shape_vec(IxDyn(dims), (0..count).map(|at| wave(at * at + 3)).collect()).unwrap();
+        let y = Runner::load(&model, &inputs(&model, &[]).unwrap(), "it").unwrap().run(&[&x]).unwrap().remove(0);
+        let image = read(conv, &x).unwrap();
+        let geometry = geometry(conv).unwrap();
+        let [height, width] = geometry.output([image.dim().1, image.dim().2]);
+        assert_eq!(height * width, pixels(conv, &y), "{operator} {weight:?}");
+        let rows = geometry.rows(image.view(), &(0..height * width).collect::<Vec<_>>());
+        let wanted = written(conv, &y).unwrap();
+        assert_eq!(wanted.dim(), (conv.shape[0], height, width));
+        let found = respond_to_rows(&conv.kernel(), rows.view());
+        for ((pixel, channel), found) in found.indexed_iter() {
+            let wanted = wanted[[channel, pixel / width, pixel % width]];
+            assert!((found - wanted).abs() < 1e-4, "{operator} {weight:?} at {pixel}, {channel}: {found} {wanted}");
+        }
+    }
+
+    #[test]
+    fn rows_times_the_kernel_are_what_the_operator_gives() {
+        check("Conv", &[1, 2, 6, 5], &[3, 2, 3, 2], &[("strides", &[2, 1]), ("pads", &[1, 0, 2, 1])]);
+        check("Conv", &[1, 2, 11], &[3, 2, 3], &[("strides", &[2]), ("dilations", &[2]), ("pads", &[3, 1])]);
+        let cube: &[(&str, &[i64])] =
+            &[("strides", &[2, 1, 2]), ("dilations", &[1, 2, 1]), ("pads", &[1, 0, 1, 0, 2, 1])];
+        check("Conv", &[1, 2, 5, 6, 7], &[3, 2, 2, 3, 2], cube);
+        check(
+            "ConvTranspose",
+            &[1, 2, 5],
+            &[2, 3, 4],
+            &[("strides", &[3]), ("pads", &[1, 2]), ("output_padding", &[2])],
+        );
+        let plane: &[(&str, &[i64])] = &[("strides", &[2, 3]), ("dilations", &[2, 1]), ("pads", &[2, 0, 1, 1])];
+        check("ConvTranspose", &[1, 2, 4, 3], &[2, 3, 2, 3], plane);
+        let cube: &[(&str, &[i64])] =
+            &[("strides", &[1, 2, 3]), ("pads", &[0, 1, 1, 1, 0, 2]), ("output_padding", &[0, 1, 2])];
+        check("ConvTranspose", &[1, 2, 3, 2, 3], &[2, 3, 2, 3, 4], cube);
+        check("Gemm", &[1, 7], &[7, 4], &[]);
+        check("MatMul", &[2, 3, 7], &[7, 4], &[]);
+    }
+}

@@ -29,7 +29,7 @@ pub struct Conv {
     pub(crate) node: usize,
     pub(crate) kind: Kind,
     /// Zeros before each spatial axis, then after each; none where `auto_pad` leaves them to an input size that is not known.
-    pub(crate) pads: Option<Vec<usize>>,
+    pub pads: Option<Vec<usize>>,
     pub(crate) input: String,
     /// The value that carries the result: the batch norm's output if one is folded in.
     pub(crate) output: String,
@@ -224,6 +224,12 @@ impl Conv {
             bias_values,
             kind,
         })
+    }
+
+    /// `SAME_UPPER` or `SAME_LOWER` if the file leaves the pads open; the factors then say so themselves.
+    #[must_use]
+    pub fn auto_pad(&self) -> Option<&'static str> {
+        self.kind.window()?.padding.auto_pad()
     }
 
     /// The kernel in f64, axes `out, in, kh, kw`, with the batch norm's scale folded in.

@@ -9,10 +9,23 @@ use ndarray::{ArrayD, IxDyn};
 
 /// Whether [`Graph::folded`] computes a node.
 pub(crate) fn folds(node: &NodeProto) -> bool {
-    const OPERATORS: [&str; 7] = ["Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"];
+    const OPERATORS: [&str; 8] =
+        ["Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"];
     is_standard(node) && OPERATORS.contains(&node.op_type())
 }
 
+/// What a `Shape` node gives for a value of these dimensions.
+pub(crate) fn shape_of(node: &NodeProto, dims: &[i64]) -> Option<Vec<i64>> {
+    let rank = i64::try_from(dims.len()).ok()?;
+    let place = |name: &str, otherwise: i64| {
+        let stated = attributes::int(node, name).unwrap_or(otherwise);
+        usize::try_from(if stated < 0 { stated + rank } else { stated }.clamp(0, rank)).ok()
+    };
+    dims.get(place("start", 0)?..place("end", rank)?).map(<[i64]>::to_vec)
+}
+
+/// Elements that `Expand` makes at most.
+const MOST_EXPANDED: usize = 1 << 20;
 /// Operators behind a constant that are computed at most.
 const MOST_STEPS: usize = 32;
 
@@ -39,6 +52,14 @@ impl Graph<'_> {
                 let to = DataType::try_from(i32::try_from(attributes::int(node, "to")?).ok()?).ok()?;
                 made(&dims, floats_of(&from), Precision::of(to as i32)?)
             }
+            "Expand" => {
+                let shape = self.integers(node.input.get(1)?)?;
+                let shape: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+                // Of one number, as biases are: what is larger takes memory that the file does not.
+                let [only] = floats_of(&from)[..] else { return None };
+                let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MOST_EXPANDED)?;
+                made(&shape, vec![only; count], precision)
+            }
             "Transpose" => {
                 let order = match attributes::ints(node, "perm") {
                     Some(order) => order.iter().map(|&a| usize::try_from(a).ok()).collect::<Option<Vec<_>>>()?,
@@ -54,6 +75,16 @@ impl Graph<'_> {
             // Whatever the new shape is called, the elements stay in their order.
             _ => made(&self.regrouped(node, &dims)?, floats_of(&from), precision),
         }
+    }
+
+    /// Constant integers, the shape of a constant among them.
+    fn integers(&self, name: &str) -> Option<Vec<i64>> {
+        if let Some(tensor) = self.constant(name) {
+            return read_integers(tensor);
+        }
+        let node =
+            self.producer(name).map(|n| &self.nodes()[n]).filter(|n| is_standard(n) && n.op_type() == "Shape")?;
+        shape_of(node, &self.constant(node.input.first()?)?.dims)
     }
 
     /// The dimensions that a `Reshape`, `Squeeze`, `Unsqueeze` or `Flatten` gives a constant.

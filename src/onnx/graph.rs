@@ -243,6 +243,8 @@ impl<'m> Graph<'m> {
     /// How often a value is read by what outputs follow from: the rest goes with the tensor.
     fn readings(&self, name: &str) -> usize {
         let read = |each: &&Use| match **each {
+            // A shape stays what it was, whatever becomes of the value.
+            Use::Node(node, _) if asks_shape(&self.proto.node[node]) && self.constants.contains_key(name) => false,
             Use::Node(node, _) | Use::Captured(node) => self.live[node],
             Use::Output => true,
         };
@@ -253,6 +255,11 @@ impl<'m> Graph<'m> {
     pub(crate) fn constant_uses(&self, name: &str) -> usize {
         self.copies.get(name).copied().unwrap_or_else(|| self.readings(name))
     }
+}
+
+/// Whether a node reads the shape of a value alone.
+pub(crate) fn asks_shape(node: &NodeProto) -> bool {
+    is_standard(node) && node.op_type() == "Shape"
 }
 
 /// Whether a node gives the same for the same inputs, as far as can be told.

@@ -26,8 +26,8 @@ mod window;
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
 pub(crate) use dense::Dense;
-pub(crate) use folding::folds;
-pub(crate) use graph::{Graph, Namer, Use, captures, is_standard, label, live};
+pub(crate) use folding::{folds, shape_of};
+pub(crate) use graph::{Graph, Namer, Use, asks_shape, captures, is_standard, label, live};
 pub(crate) use kind::{Kind, is_layer};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]

@@ -86,62 +86,6 @@ impl Resolutions {
         let integers = |at: usize| read_integers(graph.constant(name(at)?)?);
         let first = shape(0);
         match node.op_type() {
-            "Conv" | "ConvTranspose" => {
-                let (kernel, transposed) = (shape(1)?, node.op_type() == "ConvTranspose");
-                let window = window(node, &kernel)?;
-                let sizes = first.as_ref().and_then(|f| f.get(2..)).unwrap_or_default();
-                let window = if transposed { window.closed(node, sizes) } else { window };
-                let groups = usize::try_from(attributes::int(node, "group").unwrap_or(1)).ok()?;
-                let out = if transposed { kernel[1]?.checked_mul(groups) } else { kernel[0] };
-                let stated = attributes::ints(node, "output_shape").filter(|_| transposed);
-                let spatial = |axis: usize| -> Option<usize> {
-                    if let Some(sizes) = stated.filter(|s| s.len() == window.kernel.len()) {
-                        return usize::try_from(sizes[axis]).ok();
-                    }
-                    let size = (*first.as_ref()?.get(axis + 2)?)?;
-                    if transposed { window.grown(axis, size) } else { window.output(axis, size) }
-                };
-                let head = [first.as_ref().and_then(|f| *f.first()?), out];
-                Some(head.into_iter().chain((0..window.kernel.len()).map(spatial)).collect())
-            }
-            "MaxPool" | "AveragePool" | "LpPool" => {
-                let (first, window) = (first?, Window::of_pool(node));
-                let spatial = |(axis, size): (usize, &Option<usize>)| window.as_ref()?.output(axis, (*size)?);
-                let window = window.as_ref().filter(|w| w.kernel.len() + 2 == first.len());
-                let spatial = |each| window.and_then(|_| spatial(each));
-                let sizes = first.iter().skip(2).enumerate().map(spatial);
-                Some(first.iter().take(2).copied().chain(sizes).collect())
-            }
-            "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => {
-                Some(first?.iter().enumerate().map(|(axis, &d)| if axis < 2 { d } else { Some(1) }).collect())
-            }
-            "Pad" => {
-                let first = first?;
-                let pads = attributes::ints(node, "pads").map(<[i64]>::to_vec).or_else(|| integers(1))?;
-                let axes = first.len();
-                let fits = pads.len() == 2 * axes && name(3).is_none();
-                let sum = |(axis, d): (usize, &Option<usize>)| added((*d)?, &[pads[axis], pads[axis + axes]]);
-                if fits { Some(first.iter().enumerate().map(sum).collect()) } else { Some(vec![None; axes]) }
-            }
-            "Crop" => match (&first?[..], attributes::ints(node, "border")) {
-                (&[n, c, h, w], Some(&[l, t, r, b])) => {
-                    let less =
-                        |size: Option<usize>, by: [i64; 2]| added(size?, &[by[0].checked_neg()?, by[1].checked_neg()?]);
-                    Some(vec![n, c, less(h, [t, b]), less(w, [l, r])])
-                }
-                (other, _) => Some(vec![None; other.len()]),
-            },
-            "Upsample" | "Resize" => {
-                let first = first?;
-                let sizes = integers(3).filter(|s| s.len() == first.len());
-                let scale = scales(graph, node).filter(|s| s.len() == first.len());
-                let size = |(axis, d): (usize, &Option<usize>)| match (&scale, &sizes) {
-                    (Some(scale), _) => Some(((*d)? as f64 * scale[axis]).floor() as usize),
-                    (None, Some(sizes)) => usize::try_from(sizes[axis]).ok(),
-                    _ => None,
-                };
-                Some(first.iter().enumerate().map(size).collect())
-            }
             "Concat" => {
                 let all = (0..node.input.len()).map(shape).collect::<Option<Vec<Shape>>>()?;
                 let (rank, mut joined) = (all.first()?.len(), all.first()?.clone());
@@ -221,6 +165,71 @@ impl Resolutions {
                 Some(broadcast(&all))
             }
             op if KEEPS_SHAPE.contains(&op) => first,
+            _ => self.resampled(graph, node, first),
+        }
+    }
+
+    /// The output of an operator that changes the sizes of the spatial axes, `first` what it reads.
+    fn resampled(&self, graph: &Graph<'_>, node: &NodeProto, first: Option<Shape>) -> Option<Shape> {
+        let name = |at: usize| node.input.get(at).map(String::as_str).filter(|n| !n.is_empty());
+        let integers = |at: usize| read_integers(graph.constant(name(at)?)?);
+        match node.op_type() {
+            "Conv" | "ConvTranspose" => {
+                let (kernel, transposed) = (self.of(graph, name(1)?)?, node.op_type() == "ConvTranspose");
+                let window = window(node, &kernel)?;
+                let sizes = first.as_ref().and_then(|f| f.get(2..)).unwrap_or_default();
+                let window = if transposed { window.closed(node, sizes) } else { window };
+                let groups = usize::try_from(attributes::int(node, "group").unwrap_or(1)).ok()?;
+                let out = if transposed { kernel[1]?.checked_mul(groups) } else { kernel[0] };
+                let stated = attributes::ints(node, "output_shape").filter(|_| transposed);
+                let spatial = |axis: usize| -> Option<usize> {
+                    if let Some(sizes) = stated.filter(|s| s.len() == window.kernel.len()) {
+                        return usize::try_from(sizes[axis]).ok();
+                    }
+                    let size = (*first.as_ref()?.get(axis + 2)?)?;
+                    if transposed { window.grown(axis, size) } else { window.output(axis, size) }
+                };
+                let head = [first.as_ref().and_then(|f| *f.first()?), out];
+                Some(head.into_iter().chain((0..window.kernel.len()).map(spatial)).collect())
+            }
+            "MaxPool" | "AveragePool" | "LpPool" => {
+                let (first, window) = (first?, Window::of_pool(node));
+                let spatial = |(axis, size): (usize, &Option<usize>)| window.as_ref()?.output(axis, (*size)?);
+                let window = window.as_ref().filter(|w| w.kernel.len() + 2 == first.len());
+                let spatial = |each| window.and_then(|_| spatial(each));
+                let sizes = first.iter().skip(2).enumerate().map(spatial);
+                Some(first.iter().take(2).copied().chain(sizes).collect())
+            }
+            "GlobalAveragePool" | "GlobalMaxPool" | "GlobalLpPool" => {
+                Some(first?.iter().enumerate().map(|(axis, &d)| if axis < 2 { d } else { Some(1) }).collect())
+            }
+            "Pad" => {
+                let first = first?;
+                let pads = attributes::ints(node, "pads").map(<[i64]>::to_vec).or_else(|| integers(1))?;
+                let axes = first.len();
+                let fits = pads.len() == 2 * axes && name(3).is_none();
+                let sum = |(axis, d): (usize, &Option<usize>)| added((*d)?, &[pads[axis], pads[axis + axes]]);
+                if fits { Some(first.iter().enumerate().map(sum).collect()) } else { Some(vec![None; axes]) }
+            }
+            "Crop" => match (&first?[..], attributes::ints(node, "border")) {
+                (&[n, c, h, w], Some(&[l, t, r, b])) => {
+                    let less =
+                        |size: Option<usize>, by: [i64; 2]| added(size?, &[by[0].checked_neg()?, by[1].checked_neg()?]);
+                    Some(vec![n, c, less(h, [t, b]), less(w, [l, r])])
+                }
+                (other, _) => Some(vec![None; other.len()]),
+            },
+            "Upsample" | "Resize" => {
+                let first = first?;
+                let sizes = integers(3).filter(|s| s.len() == first.len());
+                let scale = scales(graph, node).filter(|s| s.len() == first.len());
+                let size = |(axis, d): (usize, &Option<usize>)| match (&scale, &sizes) {
+                    (Some(scale), _) => Some(((*d)? as f64 * scale[axis]).floor() as usize),
+                    (None, Some(sizes)) => usize::try_from(sizes[axis]).ok(),
+                    _ => None,
+                };
+                Some(first.iter().enumerate().map(size).collect())
+            }
             _ => None,
         }
     }
@@ -254,7 +263,7 @@ impl Resolutions {
             let strides: Vec<f64> = window?.strides.iter().map(|&s| s as f64).collect();
             Some(two(&strides))
         };
-        let kernel = || Some(self.of(graph, node.input.get(1)?)?);
+        let kernel = || self.of(graph, node.input.get(1)?);
         let by = match node.op_type() {
             "Conv" => by_strides(kernel().and_then(|k| window(node, &k))),
             "ConvTranspose" => by_strides(kernel().and_then(|k| window(node, &k))).map(|s| s.map(f64::recip)),
@@ -316,8 +325,8 @@ fn reshaped(from: Option<&[Option<usize>]>, wanted: &[i64]) -> Shape {
     let mut dims: Shape = dims.collect();
     if let Some(open) = wanted.iter().position(|&n| n == -1) {
         let others: Vec<Option<usize>> = dims.iter().enumerate().filter(|(at, _)| *at != open).map(|d| *d.1).collect();
-        let rest = || product(from?)?.checked_div(product(&others)?);
-        dims[open] = rest();
+        let all = from.and_then(product);
+        dims[open] = all.zip(product(&others)).and_then(|(all, others)| all.checked_div(others));
     }
     dims
 }

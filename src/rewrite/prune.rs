@@ -1,7 +1,9 @@
 //! Takes out of a graph what a rewrite has left without readers.
 
-use crate::onnx::proto::GraphProto;
-use crate::onnx::{folds, is_standard, live};
+use crate::onnx::proto::{
+    AttributeProto, GraphProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
+};
+use crate::onnx::{asks_shape, folds, is_standard, live, shape_of};
 use std::collections::{HashMap, HashSet};
 
 /// Names in a graph before it is rewritten.
@@ -24,6 +26,7 @@ impl Before {
 /// Removes what was read before and nothing reads now: initializers (as inputs too, where listed), constants and what rearranges them,
 /// and descriptions of values that are gone. What nothing read before either is not ours to remove.
 pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
+    keep_shapes(graph, before);
     drop_dead_readers(graph, before);
     let mut readings = read_names(graph);
     let made: HashMap<String, usize> = graph
@@ -61,6 +64,31 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
     let lost: HashSet<&str> = before.written.iter().map(String::as_str).filter(|o| !made.contains(o)).collect();
     graph.value_info.retain(|v| !lost.contains(v.name()) && !gone.contains(v.name()));
     graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
+}
+
+/// Writes down the shapes of initializers that nothing else reads any more.
+fn keep_shapes(graph: &mut GraphProto, before: &Before) {
+    let alive = live(graph);
+    let nodes = graph.node.iter().zip(&alive).filter(|(node, alive)| **alive && !asks_shape(node)).map(|(n, _)| n);
+    let read = nodes.flat_map(|n| n.input.iter().map(String::as_str).chain(crate::onnx::captures(n)));
+    let read: HashSet<&str> = graph.output.iter().map(|o| o.name()).chain(read).collect();
+    let lost = graph.initializer.iter().filter(|t| before.read.contains(t.name()) && !read.contains(t.name()));
+    let lost: HashMap<String, Vec<i64>> = lost.map(|t| (t.name().to_owned(), t.dims.clone())).collect();
+    for node in graph.node.iter_mut().filter(|n| asks_shape(n)) {
+        let Some(shape) = node.input.first().and_then(|i| shape_of(node, lost.get(i)?)) else { continue };
+        let value = AttributeProto {
+            name: Some("value".into()),
+            r#type: Some(AttributeType::Tensor as i32),
+            t: Some(TensorProto {
+                dims: vec![shape.len() as i64],
+                data_type: Some(DataType::Int64 as i32),
+                int64_data: shape,
+                ..TensorProto::default()
+            }),
+            ..AttributeProto::default()
+        };
+        (node.op_type, node.input, node.attribute) = (Some("Constant".into()), Vec::new(), vec![value]);
+    }
 }
 
 /// Removes nodes that no output follows from and that read what was taken away, and those that read them.

@@ -55,6 +55,7 @@ pub fn options(bytes: [u8; 4]) -> (GroupOptions, PlanOptions) {
         policy,
         iterations: 2,
         allow_more_macs: flags & 4 != 0,
+        unshare: flags & 8 != 0,
         align: if flags & 8 == 0 { 1 } else { 16 },
     };
     (groups, plan)

@@ -1,0 +1,244 @@
+//! Every operator that computes a convolution: its factors are written as the operator itself and lose nothing that they need not.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use onnx_jmd::{Compilation, Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, Unfolding, compile};
+use proptest::prelude::*;
+use support::proto::{AttributeProto, ModelProto};
+use support::scene::{Scene, npy};
+use support::{ModelBuilder, int, ints};
+
+/// One layer: its operator, the dimensions of its input and of its weight as stored, and its attributes.
+#[derive(Debug, Clone)]
+struct Layer {
+    operator: &'static str,
+    input: Vec<i64>,
+    weight: Vec<usize>,
+    bias: Option<usize>,
+    attributes: Vec<AttributeProto>,
+    opset: i64,
+}
+
+impl Layer {
+    fn new(operator: &'static str, input: &[i64], weight: &[usize], attributes: Vec<AttributeProto>) -> Self {
+        let bias = match operator {
+            "Conv" => Some(weight[0]),
+            "ConvTranspose" => Some(weight[1]),
+            _ => None,
+        };
+        Self { operator, input: input.to_vec(), weight: weight.to_vec(), bias, attributes, opset: 17 }
+    }
+
+    /// The layer alone; its weight is the sum of two outer products, so that every unfolding of it has rank two. No axis is
+    /// symmetric.
+    fn model(&self) -> Vec<u8> {
+        let mut b = ModelBuilder::new(&self.input, 5);
+        b.opset = self.opset;
+        let count: usize = self.weight.iter().product();
+        let value = |at: usize| -> f32 {
+            let term = |t: usize| -> f32 {
+                let mut rest = at;
+                let each = self.weight.iter().rev().enumerate().map(|(axis, &size)| {
+                    let place = rest % size;
+                    rest /= size;
+                    ((place * (3 + 2 * t) + axis * 5 + t) % 7) as f32 / 4.0 - 0.6
+                });
+                each.product()
+            };
+            term(0) + term(1)
+        };
+        let weight = b.store("w", &self.weight, (0..count).map(value).collect());
+        let mut reads = vec!["image".to_owned(), weight];
+        reads.extend(self.bias.map(|n| b.tensor("b", &[n], 0.5)));
+        let reads: Vec<&str> = reads.iter().map(String::as_str).collect();
+        b.node(self.operator, &reads, "y", self.attributes.clone());
+        b.build(&["y"])
+    }
+}
+
+fn layers() -> Vec<Layer> {
+    let dense = |transposed: bool, opset: i64| {
+        let dims = if transposed { [20, 24] } else { [24, 20] };
+        let attributes = if transposed { vec![int("transB", 1)] } else { Vec::new() };
+        Layer { bias: Some(20), opset, ..Layer::new("Gemm", &[1, 24], &dims, attributes) }
+    };
+    vec![
+        Layer::new(
+            "Conv",
+            &[1, 10, 23],
+            &[12, 10, 5],
+            vec![ints("strides", &[2]), ints("dilations", &[2]), ints("pads", &[3, 1])],
+        ),
+        Layer::new(
+            "Conv",
+            &[1, 6, 7, 9, 8],
+            &[8, 6, 3, 2, 3],
+            vec![ints("strides", &[1, 2, 2]), ints("dilations", &[2, 1, 1]), ints("pads", &[1, 0, 2, 2, 1, 0])],
+        ),
+        Layer::new(
+            "ConvTranspose",
+            &[1, 10, 9],
+            &[10, 8, 5],
+            vec![ints("strides", &[3]), ints("pads", &[2, 1]), ints("output_padding", &[1])],
+        ),
+        Layer::new(
+            "ConvTranspose",
+            &[1, 10, 5, 6],
+            &[10, 8, 3, 4],
+            vec![
+                ints("strides", &[2, 3]),
+                ints("dilations", &[2, 1]),
+                ints("pads", &[1, 2, 0, 1]),
+                ints("output_padding", &[1, 0]),
+            ],
+        ),
+        Layer::new("ConvTranspose", &[1, 10, 5, 6], &[10, 8, 1, 1], vec![ints("strides", &[2, 2])]),
+        Layer::new(
+            "ConvTranspose",
+            &[1, 8, 5, 6],
+            &[8, 6, 3, 3],
+            vec![ints("strides", &[2, 2]), ints("output_shape", &[10, 11])],
+        ),
+        Layer::new(
+            "ConvTranspose",
+            &[1, 6, 3, 4, 5],
+            &[6, 5, 2, 3, 2],
+            vec![ints("strides", &[1, 2, 2]), ints("pads", &[0, 1, 0, 0, 1, 1])],
+        ),
+        dense(false, 17),
+        dense(true, 17),
+        dense(true, 9),
+        Layer::new("MatMul", &[1, 5, 24], &[24, 20], Vec::new()),
+    ]
+}
+
+fn compiled(model: &[u8], unfolding: Unfolding) -> Compilation {
+    let plan = PlanOptions {
+        scheme: SchemeChoice::Only(Scheme::Separate.on(unfolding)),
+        policy: RankPolicy::Ratio(1.3),
+        allow_more_macs: true,
+        align: 1,
+        ..PlanOptions::default()
+    };
+    let model = Model::from_bytes(model.to_vec()).unwrap();
+    compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap()
+}
+
+fn operators(model: &Model) -> Vec<String> {
+    let proto: ModelProto = prost::Message::decode(&model.to_bytes()[..]).unwrap();
+    proto.graph.unwrap().node.into_iter().map(|n| n.op_type.unwrap_or_default()).collect()
+}
+
+#[test]
+fn a_kernel_of_low_rank_comes_back_in_every_unfolding() {
+    for layer in layers() {
+        for unfolding in [Unfolding::SPATIAL, Unfolding::FILTER_BANK, Unfolding::POINTWISE_FIRST, Unfolding::TUCKER] {
+            let compilation = compiled(&layer.model(), unfolding);
+            let found = compilation.report.verification.unwrap();
+            // The operator of the original tells a turned, transposed or shifted kernel by itself.
+            assert!(found.approximation.relative_error < 1e-5, "{layer:?} {unfolding:?}: {found:?}");
+            assert!(found.parts.is_none());
+            let operators = operators(&compilation.model.unwrap());
+            assert!(operators.len() > 1 && operators.iter().all(|o| o == layer.operator), "{operators:?}");
+        }
+    }
+}
+
+#[test]
+fn a_bias_behind_a_product_is_kept_and_moved_with_the_mean() {
+    let mut b = ModelBuilder::new(&[1, 6, 24], 9);
+    let weight = b.tensor("w", &[24, 20], 0.3);
+    let bias = b.tensor("b", &[20], 2.0);
+    b.node("MatMul", &["image", &weight], "product", vec![]);
+    b.node("Add", &[&bias, "product"], "sum", vec![]);
+    b.node("Relu", &["sum"], "y", vec![]);
+    let scene = Scene::new(&b.build(&["y"]));
+    let values: Vec<u8> = (0..200 * 6 * 24).flat_map(|i| (((i * 37) % 101) as f32 / 50.0).to_le_bytes()).collect();
+    std::fs::write(scene.path("x.npy"), npy("<f4", &[200, 6, 24], &values)).unwrap();
+    scene.succeeds("in.onnx out.onnx --ratio 1.3 --calib x.npy --align 1 -q");
+    let small = Model::open(scene.path("out.onnx")).unwrap();
+    assert_eq!(operators(&small), ["MatMul", "MatMul", "Add", "Relu"]);
+    let mean = |name: &str| {
+        let text = scene.succeeds(&format!("verify in.onnx {name} --images x.npy --json -"));
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        found["approximation"]["relative_error"].as_f64().unwrap()
+    };
+    // Plain weights know nothing of these inputs, which are all positive.
+    scene.succeeds("in.onnx plain.onnx --ratio 1.3 --calib none --align 1 -q");
+    assert!(mean("out.onnx") < 0.5 * mean("plain.onnx"), "{} {}", mean("out.onnx"), mean("plain.onnx"));
+}
+
+#[test]
+fn transposed_convolutions_share_a_factor_as_others_do() {
+    let mut b = ModelBuilder::new(&[1, 8, 6, 6], 3);
+    let mut value = "image".to_owned();
+    for at in 0..3 {
+        let weight = b.tensor(&format!("w{at}"), &[8, 8, 3, 3], 0.2);
+        let up = b.node("ConvTranspose", &[&value, &weight], &format!("up{at}"), vec![ints("pads", &[1; 4])]);
+        let active = b.node("Relu", &[&up], &format!("relu{at}"), vec![]);
+        value = b.node("Add", &[&active, &value], &format!("add{at}"), vec![]);
+    }
+    let model = Model::from_bytes(b.build(&[&value])).unwrap();
+    let plan = |unshare: bool| PlanOptions {
+        scheme: SchemeChoice::Only(Scheme::LeftShared.into()),
+        policy: RankPolicy::Ratio(1.5),
+        align: 1,
+        unshare,
+        ..PlanOptions::default()
+    };
+    let run = |unshare| compile(&model, &Options { plan: plan(unshare), ..Options::default() }, &|_| ()).unwrap();
+    let (shared, own) = (run(false), run(true));
+    assert!(shared.report.groups.iter().any(|g| g.shared && g.members.len() > 1));
+    // Both keep what was asked for; copies leave less for the ranks.
+    for each in [&shared, &own] {
+        assert!(each.report.totals.parameters.ratio >= 1.5);
+        assert_eq!(each.model.as_ref().unwrap().parameters(), each.report.totals.parameters.after);
+    }
+    assert!(own.report.groups[0].ranks < shared.report.groups[0].ranks);
+    let initializers = |c: &Compilation| {
+        let proto: ModelProto = prost::Message::decode(&c.model.as_ref().unwrap().to_bytes()[..]).unwrap();
+        proto.graph.unwrap().initializer.len()
+    };
+    assert_eq!((initializers(&shared), initializers(&own)), (4, 6));
+}
+
+#[test]
+fn kernels_behind_what_rearranges_them_are_found_and_go_with_it() {
+    let mut b = ModelBuilder::new(&[1, 12, 9, 9], 4);
+    // As tf2onnx leaves them: height, width, in, out, and biases of another rank.
+    let stored = b.tensor("hwio", &[3, 3, 12, 16], 0.1);
+    let oihw = b.node("Transpose", &[&stored], "oihw", vec![ints("perm", &[3, 2, 0, 1])]);
+    let bias = b.tensor("bias", &[1, 16, 1, 1], 0.1);
+    let flat = b.node("Flatten", &[&bias], "flat", vec![int("axis", 0)]);
+    let axes = b.node("Identity", &[&oihw], "kernel", vec![]);
+    b.node("Shape", &[&stored], "shape", vec![]);
+    let _ = flat;
+    b.node("Conv", &["image", &axes], "y", vec![ints("pads", &[1; 4])]);
+    let model = Model::from_bytes(b.build(&["y", "shape"])).unwrap();
+    let plan = PlanOptions { policy: RankPolicy::Ratio(2.0), align: 1, ..PlanOptions::default() };
+    let compilation = compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap();
+    let small = compilation.model.unwrap();
+    let operators = operators(&small);
+    assert!(!operators.contains(&"Transpose".to_owned()) && !operators.contains(&"Shape".to_owned()), "{operators:?}");
+    assert!(operators.contains(&"Constant".to_owned()), "the shape that is an output is kept: {operators:?}");
+    assert!(compilation.report.totals.parameters.ratio > 1.8);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn a_transposed_convolution_of_any_attributes_is_taken_apart_exactly(
+        kernel in [1usize..4, 1usize..5], strides in [1usize..4, 1usize..4], dilations in [1usize..3, 1usize..3],
+        pads in [0usize..3, 0usize..3, 0usize..3, 0usize..3], extra in [0usize..2, 0usize..2],
+    ) {
+        let size = |axis: usize| 4 * strides[axis] + dilations[axis] * (kernel[axis] - 1) + 1;
+        prop_assume!((0..2).all(|a| size(a) > pads[a] + pads[a + 2] && extra[a] < strides[a].max(dilations[a])));
+        let attributes = vec![
+            ints("strides", &strides), ints("dilations", &dilations), ints("pads", &pads), ints("output_padding", &extra),
+        ];
+        let layer = Layer::new("ConvTranspose", &[1, 14, 5, 5], &[14, 12, kernel[0], kernel[1]], attributes);
+        let found = compiled(&layer.model(), Unfolding::SPATIAL).report.verification.unwrap();
+        prop_assert!(found.approximation.relative_error < 1e-5, "{:?}", found);
+    }
+}
