@@ -55,10 +55,12 @@ impl Graph<'_> {
             "Expand" => {
                 let shape = self.integers(node.input.get(1)?)?;
                 let shape: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
-                // Of one number, as biases are: what is larger takes memory that the file does not.
-                let [only] = floats_of(&from)[..] else { return None };
                 let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MOST_EXPANDED)?;
-                made(&shape, vec![only; count], precision)
+                // Of one number, as biases are, or to what it is already.
+                match floats_of(&from)[..] {
+                    [only] => made(&shape, vec![only; count], precision),
+                    _ => (dims == shape).then_some(from),
+                }
             }
             "Transpose" => {
                 let order = match attributes::ints(node, "perm") {
