@@ -138,14 +138,24 @@ fn a_ratio_out_of_reach_names_the_largest_and_writes_nothing() {
 }
 
 #[test]
-fn a_model_that_tract_cannot_run_is_written_only_without_proof() {
+fn a_model_that_tract_cannot_run_is_proved_part_by_part() {
     let mut b = ResNet { blocks: [2, 0, 0, 0], cifar: true, width: 8, ..ResNet::R18 }.builder();
     let pooled = b.graph.node.iter_mut().find(|n| n.op_type() == "GlobalAveragePool").unwrap();
     pooled.op_type = Some("NoSuchOperator".into());
     let scene = Scene::new(&b.build(&["scores"]));
-    let message = scene.fails("in.onnx out.onnx --ratio 1.5", 7);
-    assert!(message.contains("NoSuchOperator"), "{message}");
-    assert_eq!(scene.files(), ["in.onnx"]);
+    // What nobody asked for gives way; what was asked for does not.
+    let text = scene.succeeds("in.onnx out.onnx --ratio 1.5");
+    assert!(text.contains("NOT as a whole") && text.contains("NoSuchOperator"), "{text}");
+    let json: serde_json::Value = serde_json::from_str(&scene.succeeds("in.onnx o.onnx --ratio 1.5 --json - -q")).unwrap();
+    let parts = &json["verification"]["parts"];
+    assert!(parts["checked"].as_u64().unwrap() > 2 && parts["unchecked"].as_array().unwrap().is_empty(), "{parts}");
+    assert!(json["verification"]["rewrite_error"].as_f64().unwrap() < 1e-5, "{json}");
+    for asked in ["--calib drawn --calib-samples 16", "--min-snr 3", "--max-drop 5"] {
+        let message = scene.fails(&format!("in.onnx no.onnx --ratio 1.5 {asked}").replace("--ratio 1.5 --max", "--max"), 7);
+        assert!(message.contains("NoSuchOperator"), "{message}");
+    }
+    assert_eq!(scene.files(), ["in.onnx", "o.onnx", "out.onnx"]);
+    scene.succeeds("in.onnx out.onnx --ratio 1.5 --check -q");
     assert!(scene.run("in.onnx out.onnx --ratio 1.5 --no-verify -q").status.success());
 }
 
@@ -294,7 +304,7 @@ fn inspect_shows_what_a_model_is_made_of_and_writes_nothing() {
     assert_eq!(scene.files(), ["in.onnx"]);
     let json: serde_json::Value = serde_json::from_str(&scene.succeeds("inspect in.onnx --json - -q")).unwrap();
     assert_eq!((&json["inspection_version"], &json["parameters"]), (&1.into(), &799_946.into()));
-    assert_eq!(json["groups"].as_array().unwrap().len(), 9);
+    assert_eq!(json["groups"].as_array().unwrap().len(), 10);
     // A ratio that is told is one that is reached.
     let reach = json["reach"].as_array().unwrap().iter().find(|r| r["scheme"] == "ljsvd").unwrap();
     let largest = (reach["ratio"].as_f64().unwrap() * 100.0).floor() / 100.0;

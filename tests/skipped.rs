@@ -93,8 +93,15 @@ fn kernels_read_more_than_once() {
     let z = b.named_conv(&y, "z", &ConvSpec::new(8, 3));
     let mut model = b.build_proto(&[&z]);
     model.graph.as_mut().unwrap().node[1].input[1] = "y.weight".into();
+    // By convolutions alone: one stands for both.
     let found = find(&model, &GroupOptions::default());
-    let reused = SkipReason::KernelReused { tensor: "y.weight".into(), uses: 2 };
+    assert_eq!((found.convs.len(), found.convs[0].name.as_str(), found.skipped.len()), (1, "Conv_y", 0));
+    // By something else as well.
+    model.graph.as_mut().unwrap().output[0].name = Some("y.weight".into());
+    let output = support::proto::ValueInfoProto { name: Some("z".into()), ..Default::default() };
+    model.graph.as_mut().unwrap().output.push(output);
+    let found = find(&model, &GroupOptions::default());
+    let reused = SkipReason::KernelReused { tensor: "y.weight".into(), uses: 3 };
     assert_eq!(found.skipped.iter().map(|s| s.reason.clone()).collect::<Vec<_>>(), [reused.clone(), reused]);
 }
 
@@ -133,6 +140,8 @@ fn convolutions_in_subgraphs_and_of_other_domains_are_named() {
         ..Default::default()
     });
     graph.node[1].domain = Some("com.example".into());
+    let output = support::proto::ValueInfoProto { name: Some("unused".into()), ..Default::default() };
+    graph.output.push(output);
     let reasons: Vec<SkipReason> =
         find(&model, &GroupOptions::default()).skipped.into_iter().map(|s| s.reason).collect();
     assert!(reasons.contains(&SkipReason::InSubgraph { node: "choice".into() }), "{reasons:?}");
