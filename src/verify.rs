@@ -67,7 +67,7 @@ fn parts(
     reason: String,
 ) -> Result<Verification> {
     let reference = reference(model, plan, compiled)?;
-    let members = plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
+    let members = plan.groups.iter().flat_map(|g| &g.members).flat_map(|&m| plan.convs[m].all());
     let (mut approximation, mut largest) = (Tally::default(), 0.0f64);
     let (mut checked, mut unchecked) = (0, Vec::new());
     for conv in members {

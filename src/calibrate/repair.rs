@@ -106,7 +106,7 @@ impl Calibration {
         let mut heads = Dense::heads(&repair.graph);
         heads.retain(|h| h.weight.nrows() <= WIDEST_HEAD && !decomposed.contains(&h.node));
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
-            let whole_without_bias = place.is_none() && conv.bias.is_none() && conv.batch_norm.is_none();
+            let whole_without_bias = place.is_none() && conv.gains_bias();
             let blind = repair.observed.sights[index].moment.is_blind();
             let head = heads.iter().any(|h| h.node == conv.node);
             if conv.effective_bias().is_none() || whole_without_bias || head || blind {

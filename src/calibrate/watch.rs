@@ -93,7 +93,7 @@ impl Watch<'_> {
             (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m].moment))
         });
         let changed = with_kernels(self.model, replaced, &mut |_, _| Vec::new())?;
-        let roots = members.iter().flat_map(|&m| &self.graph.nodes()[self.convs[m].node].output);
+        let roots = members.iter().flat_map(|&m| self.convs[m].all()).flat_map(|c| &self.graph.nodes()[c.node].output);
         let stale = self.graph.descendants(roots.map(String::as_str));
         let values: Vec<&str> = self.graph.proto().output.iter().map(|o| o.name()).collect();
         let probe = Probe::new(&changed, &values, self.inputs, 1, &self.known, &stale)?;

@@ -108,7 +108,7 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
             continue;
         }
         match candidate(&graph, &resolutions, index, model, options) {
-            Ok(conv) => convs.push(conv),
+            Ok(conv) => convs.extend(conv),
             Err(reason) => {
                 let node = &graph.nodes()[index];
                 let kernel = node.input.get(1).and_then(|w| graph.constant(w));
@@ -124,7 +124,7 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     if options.protocol == Some(Protocol::Paper) {
         // Of all of them, whatever is left out besides.
         let all = graph.order().iter().filter(|&&index| is_layer(&graph, &graph.nodes()[index]));
-        let all = all.filter_map(|&index| Conv::new(&graph, &resolutions, index, !options.keep_batch_norm).ok());
+        let all = all.filter_map(|&index| Conv::new(&graph, &resolutions, index, !options.keep_batch_norm).ok()?);
         let all: Vec<Conv> = all.collect();
         let dense: Vec<bool> = all.iter().map(|c| c.kind.is_dense()).collect();
         let whole = protocol::left_whole(&dense, &stream::streams(&graph, &all));
@@ -152,8 +152,8 @@ fn candidate(
     index: usize,
     model: &Model,
     options: &GroupOptions,
-) -> Result<Conv, SkipReason> {
-    let conv = Conv::new(graph, resolutions, index, !options.keep_batch_norm)?;
+) -> Result<Option<Conv>, SkipReason> {
+    let Some(conv) = Conv::new(graph, resolutions, index, !options.keep_batch_norm)? else { return Ok(None) };
     let named = |pattern: &Option<Regex>| pattern.as_ref().map(|p| p.is_match(&conv.name));
     if named(&options.include) == Some(false) || named(&options.exclude) == Some(true) {
         return Err(SkipReason::Excluded);
@@ -162,7 +162,7 @@ fn candidate(
     if model.metadata(VERSION_KEY).is_some() && conv.kernel_name.contains("jmd_") {
         return Err(SkipReason::AlreadyFactored);
     }
-    Ok(conv)
+    Ok(Some(conv))
 }
 
 fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: GroupBy) -> Vec<Group> {

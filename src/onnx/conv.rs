@@ -35,6 +35,8 @@ pub struct Conv {
     pub(crate) output: String,
     pub(crate) bias: Option<String>,
     pub(crate) batch_norm: Option<BatchNorm>,
+    /// Others that read the same kernel: what becomes of it becomes of theirs.
+    pub(crate) twins: Vec<Self>,
     /// Shares its bytes with the model.
     kernel: TensorProto,
     bias_values: Option<Vec<f64>>,
@@ -156,11 +158,37 @@ impl fmt::Display for SkipReason {
 
 impl Conv {
     /// Validates one node. `fold` says whether a batch norm behind it becomes part of it.
+    ///
+    /// Of several that read one kernel the first of the graph stands for all, the others its [`Conv::twins`], and nothing is folded:
+    /// what stands behind one does not behind another. None for the others.
     pub(crate) fn new(
         graph: &Graph<'_>,
         resolutions: &Resolutions,
         index: usize,
         fold: bool,
+    ) -> Result<Option<Self>, SkipReason> {
+        let kernel = graph.nodes()[index].input.get(1);
+        let readers = kernel.map_or(Vec::new(), |kernel| graph.layers_reading(kernel));
+        if readers.len() < 2 {
+            return Self::read(graph, resolutions, index, fold, 1).map(Some);
+        }
+        let each = readers.iter().map(|&at| Self::read(graph, resolutions, at, false, readers.len()));
+        let mut each = each.collect::<Result<Vec<_>, _>>()?;
+        let first = each.remove(0);
+        if let Some(other) = each.iter().find(|t| t.kind.family() != first.kind.family() || t.shape != first.shape) {
+            let what = format!("'{}' reads its kernel as another operator", other.name);
+            return Err(SkipReason::Inconsistent { what });
+        }
+        Ok((first.node == index).then_some(Self { twins: each, ..first }))
+    }
+
+    /// One node whose kernel is read as often as `readers` says.
+    fn read(
+        graph: &Graph<'_>,
+        resolutions: &Resolutions,
+        index: usize,
+        fold: bool,
+        readers: usize,
     ) -> Result<Self, SkipReason> {
         let node = &graph.nodes()[index];
         let inconsistent = |what: String| SkipReason::Inconsistent { what };
@@ -183,7 +211,7 @@ impl Conv {
             return Err(SkipReason::KernelType { element_type: element_type.as_str_name().into() });
         }
         let uses = graph.constant_uses(weight);
-        if uses != 1 {
+        if uses != readers {
             return Err(SkipReason::KernelReused { tensor: weight.clone(), uses });
         }
         let shape = kind.shape(&dims).ok_or(SkipReason::Axes { axes: dims.len() })?;
@@ -201,6 +229,7 @@ impl Conv {
         };
         let foldable = fold && (bias.is_none() || bias_values.is_some());
         let batch_norm = match kind {
+            _ if readers > 1 => None,
             Kind::MatMul => BatchNorm::adding(graph, written, shape[0]),
             _ if foldable => BatchNorm::reading(graph, written, shape[0]),
             _ => None,
@@ -218,6 +247,7 @@ impl Conv {
             input: input.clone(),
             output,
             batch_norm,
+            twins: Vec::new(),
             kernel: tensor,
             own_bias: bias.as_ref().is_some_and(|b| graph.constant_uses(b) == 1),
             bias,
@@ -263,8 +293,16 @@ impl Conv {
         Some(bias.iter().zip(&norm.scale).zip(&norm.shift).map(|((b, s), t)| s * b + t).collect())
     }
 
-    /// The constant that is added to the output, zero where there is no bias; none if the bias is computed.
+    /// Whether it has no bias and may be given one.
+    pub(crate) fn gains_bias(&self) -> bool {
+        self.bias.is_none() && self.batch_norm.is_none() && self.twins.is_empty()
+    }
+
+    /// The constant that is added to the output, zero where there is no bias; none if the bias is computed, or that of several.
     pub(crate) fn effective_bias(&self) -> Option<Vec<f64>> {
+        if !self.twins.is_empty() {
+            return None;
+        }
         match (&self.bias, &self.bias_values) {
             _ if self.batch_norm.is_some() => self.folded_bias(),
             (None, _) => Some(vec![0.0; self.shape[0]]),
@@ -277,6 +315,11 @@ impl Conv {
         let Some(norm) = &self.batch_norm else { return 0 };
         let old_bias = if self.own_bias { self.shape[0] } else { 0 };
         norm.own_parameters as i64 + old_bias as i64 - self.shape[0] as i64
+    }
+
+    /// It and its twins.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.twins)
     }
 
     /// Weights in the kernel.
@@ -329,7 +372,8 @@ impl Conv {
     pub(crate) fn macs(&self, (input, output): ([usize; 2], [usize; 2])) -> u64 {
         // A transposed convolution multiplies each pixel that it reads, others each that they write.
         let [height, width] = if self.kind.is_transposed() { input } else { output };
-        self.weights().saturating_mul(height as u64).saturating_mul(width as u64)
+        let own = self.weights().saturating_mul(height as u64).saturating_mul(width as u64);
+        self.twins.iter().map(|t| t.macs(t.extents())).fold(own, u64::saturating_add)
     }
 
     /// The same of the factors of some chains.
@@ -339,7 +383,8 @@ impl Conv {
         ranks: &[usize],
         (input, output): ([usize; 2], [usize; 2]),
     ) -> u64 {
-        factor::macs(chains, ranks, self.shape, [input, output], self.kind.is_transposed())
+        let own = factor::macs(chains, ranks, self.shape, [input, output], self.kind.is_transposed());
+        self.twins.iter().map(|t| t.macs_of(chains, ranks, t.extents())).fold(own, u64::saturating_add)
     }
 
     /// Multiply-accumulates of some convolutions as they are, for sizes of [`Conv::extents`].

@@ -2,6 +2,7 @@
 
 use super::Model;
 use super::folding::folds;
+use super::kind::is_layer;
 use super::proto::{GraphProto, NodeProto, TensorProto};
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -22,6 +23,8 @@ pub(crate) struct Graph<'m> {
     /// For what rearranges or converts a value, how often its result or anything that it follows from is read.
     copies: HashMap<&'m str, usize>,
     order: Vec<usize>,
+    /// Where each node stands in the order.
+    place: Vec<usize>,
     /// Whether an output follows from a node.
     live: Vec<bool>,
     opset: i64,
@@ -68,6 +71,7 @@ impl<'m> Graph<'m> {
             copies: HashMap::new(),
             initializers,
             order: Vec::new(),
+            place: Vec::new(),
             live: Vec::new(),
             opset: own.map_or(1, |o| o.version()),
         };
@@ -102,6 +106,8 @@ impl<'m> Graph<'m> {
             graph.consumers.entry(output.name()).or_default().push(Use::Output);
         }
         graph.order = graph.sort()?;
+        graph.place = vec![0; proto.node.len()];
+        graph.order.iter().enumerate().for_each(|(at, &node)| graph.place[node] = at);
         graph.live = live(proto);
         graph.resolve_constants();
         Ok(graph)
@@ -249,6 +255,19 @@ impl<'m> Graph<'m> {
             Use::Output => true,
         };
         self.uses(name).iter().filter(read).count()
+    }
+
+    /// Convolutions and fully connected layers whose kernel a name is, if outputs follow from them, in the graph's order.
+    pub(crate) fn layers_reading(&self, name: &str) -> Vec<usize> {
+        let kernels = self.uses(name).iter().filter_map(|each| match *each {
+            Use::Node(node, 1) if self.live[node] && is_layer(self, &self.proto.node[node]) => Some(node),
+            _ => None,
+        });
+        let mut found: Vec<usize> = kernels.collect();
+        if found.len() > 1 {
+            found.sort_by_key(|node| self.place[*node]);
+        }
+        found
     }
 
     /// How often the tensor behind a constant name is read, what rearranges or converts it in between not counted.

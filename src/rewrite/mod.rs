@@ -92,18 +92,24 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
         let parts = Parts { factors, shared, precision, opset };
         for (at, &member) in group.members.iter().enumerate() {
             let conv = &plan.convs[member];
-            let fits = graph
-                .node
-                .get(conv.node)
-                .is_some_and(|n| n.op_type() == conv.kind.op_type() && n.input.first() == Some(&conv.input));
-            if !fits {
+            let fits = |conv: &Conv| {
+                let node = graph.node.get(conv.node);
+                node.is_some_and(|n| n.op_type() == conv.kind.op_type() && n.input.first() == Some(&conv.input))
+            };
+            if !conv.all().all(fits) {
                 return Err(Error::Options(format!(
                     "the plan speaks of a convolution '{}' that is not in the model",
                     conv.name
                 )));
             }
             let bias = amends.biases.get(&member);
-            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, at, &mut namer);
+            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (at, at == 0), &mut namer);
+            for twin in &conv.twins {
+                // What the first has written is read by the others.
+                let parts = Parts { factors, shared: patch.weights.clone(), precision, opset };
+                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (at, false), &mut namer);
+                patches.insert(twin.node, patch);
+            }
             patches.insert(conv.node, patch);
         }
     }
@@ -223,13 +229,16 @@ pub(crate) fn with_kernels<'c>(
     let mut sums: HashMap<usize, NodeProto> = HashMap::new();
     for (conv, kernel, bias) in replaced {
         let kind = &conv.kind;
-        let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == kind.op_type() && n.input.len() > 1);
-        let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
         let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
         let (dims, elements) = kind.store(&kernel.mapv(|x| x as f32));
         graph.initializer.push(float_initializer(name.clone(), &dims, elements.into_iter()));
-        node.input[1] = name;
-        node.output[0].clone_from(&conv.output);
+        for conv in conv.all() {
+            let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == kind.op_type() && n.input.len() > 1);
+            let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
+            node.input[1].clone_from(&name);
+            node.output[0].clone_from(&conv.output);
+        }
+        let Some(node) = graph.node.get_mut(conv.node) else { continue };
         if let Some(bias) = bias {
             let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
             graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));

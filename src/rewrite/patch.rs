@@ -13,6 +13,8 @@ pub(super) struct Patch {
     /// The nodes, in order, in place of the convolution.
     pub(super) nodes: Vec<NodeProto>,
     pub(super) initializers: Vec<TensorProto>,
+    /// Names of the factors, by chain and place.
+    pub(super) weights: HashMap<(usize, usize), String>,
 }
 
 /// What a group's patches are made of.
@@ -61,18 +63,18 @@ pub(super) fn shared_names(
 }
 
 impl Patch {
-    /// The patch of one member; `given` is its bias, if that is not its own.
+    /// The patch of one member, which `brings` shared factors along or not; `given` is its bias, if that is not its own.
     pub(super) fn new(
         node: &NodeProto,
         conv: &Conv,
         given: Option<&Vec<f32>>,
         parts: &Parts<'_>,
-        member: usize,
+        (member, brings): (usize, bool),
         namer: &mut Namer,
     ) -> Self {
         let Parts { factors, shared, precision, opset } = parts;
         let kind = &conv.kind;
-        let mut patch = Self { nodes: Vec::new(), initializers: Vec::new() };
+        let mut patch = Self { nodes: Vec::new(), initializers: Vec::new(), weights: HashMap::new() };
         let stored = |name: String, kernel: &Array4<f32>| {
             let (dims, elements) = kind.store(kernel);
             initializer(name, &dims, elements.into_iter(), *precision)
@@ -101,8 +103,8 @@ impl Patch {
                         name
                     }
                 };
-                // The first member of a shared factor brings it along.
-                if let (Some(name), Factor::Shared(kernel), 0) = (shared.get(&(c, f)), factor, member) {
+                patch.weights.insert((c, f), weight.clone());
+                if let (Some(name), Factor::Shared(kernel), true) = (shared.get(&(c, f)), factor, brings) {
                     patch.initializers.push(stored(name.clone(), kernel));
                 }
                 let last = f + 1 == chain.factors.len();
