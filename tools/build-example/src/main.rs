@@ -1,5 +1,6 @@
 //! Classifies an image with a network that was compressed when this was built.
 
+use tract_onnx::onnx;
 use tract_onnx::prelude::*;
 
 static NETWORK: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/small.onnx"));
@@ -13,15 +14,15 @@ const HEADER: usize = 128;
 const CLASSES: [&str; 10] =
     ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
 
-fn main() -> TractResult<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let wanted: usize = std::env::args().nth(1).map_or(Ok(0), |n| n.parse())?;
     let pixels = IMAGES[HEADER..].chunks_exact(SIDE * SIDE).nth(wanted);
     let (Some(pixels), Some(&label)) = (pixels, LABELS[HEADER..].get(wanted)) else {
-        return Err(format_err!("there is no image {wanted}"));
+        return Err(format!("there is no image {wanted}").into());
     };
     let image: Vec<f32> = pixels.iter().map(|&p| f32::from(p) / 255.0).collect();
     let input = Tensor::from_shape(&[1, 1, SIDE, SIDE], &image)?;
-    let network = tract_onnx::onnx()
+    let network = onnx()
         .model_for_read(&mut &*NETWORK)?
         .with_input_fact(0, f32::fact([1, 1, SIDE, SIDE]).into())?
         .into_optimized()?
