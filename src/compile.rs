@@ -95,7 +95,13 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.notes = replay.notes(original, made.samples.as_deref());
     }
     report.notes.extend(uncalibrated);
-    report.notes.extend(blind(&made.plan).into_iter().chain(tied(&made.plan)).chain(copied(model)).chain(widened(original, wide.as_ref())));
+    report.notes.extend(
+        blind(&made.plan)
+            .into_iter()
+            .chain(tied(&made.plan))
+            .chain(copied(model))
+            .chain(widened(original, wide.as_ref())),
+    );
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
             groups: &options.groups,
@@ -165,7 +171,9 @@ fn tied(plan: &Plan) -> Option<String> {
     let members = plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]).filter(|c| !c.twins.is_empty());
     let each = members.map(|c| c.all().map(|t| t.name.as_str()).collect::<Vec<_>>().join(" and "));
     let each: Vec<String> = each.collect();
-    (!each.is_empty()).then(|| format!("one kernel before and one chain of factors after, fitted to what the first sees: {}", each.join("; ")))
+    (!each.is_empty()).then(|| {
+        format!("one kernel before and one chain of factors after, fitted to what the first sees: {}", each.join("; "))
+    })
 }
 
 /// That the models were run in another type than they are stored in.

@@ -19,8 +19,12 @@ pub const REWRITE_TOLERANCE: f64 = 5e-4;
 /// [`Error::Unavailable`] if tract cannot run one of them, [`Error::Options`] if an input's shape is open. A rewrite
 /// error beyond [`REWRITE_TOLERANCE`] is [`Error::RewriteWrong`].
 ///
-/// Where tract cannot run the original, each decomposed convolution is run by itself instead, and [`Verification::parts`] says so.
+/// Where tract cannot run the original, or it is one of 2 GiB or more, each decomposed convolution is run by itself instead, and [`Verification::parts`] says so.
 pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOptions) -> Result<Verification> {
+    if model.is_large() {
+        let reason = "the model takes 2 GiB or more, and to run it as a whole takes four times as much memory";
+        return parts(model, plan, compiled, options, "the model".into(), reason.into());
+    }
     match whole(model, plan, compiled, options) {
         Err(Error::Unavailable { what, reason }) => parts(model, plan, compiled, options, what, reason),
         other => other,

@@ -146,12 +146,14 @@ fn a_model_that_tract_cannot_run_is_proved_part_by_part() {
     // What nobody asked for gives way; what was asked for does not.
     let text = scene.succeeds("in.onnx out.onnx --ratio 1.5");
     assert!(text.contains("NOT as a whole") && text.contains("NoSuchOperator"), "{text}");
-    let json: serde_json::Value = serde_json::from_str(&scene.succeeds("in.onnx o.onnx --ratio 1.5 --json - -q")).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&scene.succeeds("in.onnx o.onnx --ratio 1.5 --json - -q")).unwrap();
     let parts = &json["verification"]["parts"];
     assert!(parts["checked"].as_u64().unwrap() > 2 && parts["unchecked"].as_array().unwrap().is_empty(), "{parts}");
     assert!(json["verification"]["rewrite_error"].as_f64().unwrap() < 1e-5, "{json}");
     for asked in ["--calib drawn --calib-samples 16", "--min-snr 3", "--max-drop 5"] {
-        let message = scene.fails(&format!("in.onnx no.onnx --ratio 1.5 {asked}").replace("--ratio 1.5 --max", "--max"), 7);
+        let message =
+            scene.fails(&format!("in.onnx no.onnx --ratio 1.5 {asked}").replace("--ratio 1.5 --max", "--max"), 7);
         assert!(message.contains("NoSuchOperator"), "{message}");
     }
     assert_eq!(scene.files(), ["in.onnx", "o.onnx", "out.onnx"]);

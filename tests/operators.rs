@@ -96,12 +96,6 @@ fn layers() -> Vec<Layer> {
         Layer::new("ConvTranspose", &[1, 10, 5, 6], &[10, 8, 1, 1], vec![ints("strides", &[2, 2])]),
         Layer::new(
             "ConvTranspose",
-            &[1, 8, 5, 6],
-            &[8, 6, 3, 3],
-            vec![ints("strides", &[2, 2]), ints("output_shape", &[10, 11])],
-        ),
-        Layer::new(
-            "ConvTranspose",
             &[1, 6, 3, 4, 5],
             &[6, 5, 2, 3, 2],
             vec![ints("strides", &[1, 2, 2]), ints("pads", &[0, 1, 0, 0, 1, 1])],
@@ -240,5 +234,25 @@ proptest! {
         let layer = Layer::new("ConvTranspose", &[1, 14, 5, 5], &[14, 12, kernel[0], kernel[1]], attributes);
         let found = compiled(&layer.model(), Unfolding::SPATIAL).report.verification.unwrap();
         prop_assert!(found.approximation.relative_error < 1e-5, "{:?}", found);
+    }
+}
+
+#[test]
+fn a_kernel_that_several_read_becomes_one_chain_of_factors() {
+    // One head on two levels of a pyramid, as detectors have them.
+    let mut b = ModelBuilder::new(&[1, 16, 12, 12], 8);
+    let shared = b.tensor("head", &[16, 16, 3, 3], 0.1);
+    let bias = b.tensor("bias", &[16], 0.3);
+    let down = b.node("MaxPool", &["image"], "down", vec![ints("kernel_shape", &[2, 2]), ints("strides", &[2, 2])]);
+    for (value, output, stride) in [("image", "large", 2), (down.as_str(), "small", 1)] {
+        b.node("Conv", &[value, &shared, &bias], output, vec![ints("pads", &[1; 4]), ints("strides", &[stride; 2])]);
+    }
+    let scene = Scene::new(&b.build(&["large", "small"]));
+    for calibration in ["--calib none", "--calib drawn --calib-samples 40"] {
+        let text = scene.succeeds(&format!("in.onnx out.onnx --ratio 2 --align 1 {calibration}"));
+        assert!(text.contains("Conv_large and Conv_small"), "{text}");
+        let small = Model::open(scene.path("out.onnx")).unwrap();
+        assert_eq!(operators(&small), ["MaxPool", "Conv", "Conv", "Conv", "Conv"]);
+        assert!(small.parameters() <= (16 * 16 * 9 + 16) / 2);
     }
 }

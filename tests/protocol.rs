@@ -105,8 +105,8 @@ fn the_stem_of_imagenet_networks_is_left_whole_too() {
     let grouping = find_groups(&resnet(34, 1000, false), &groups).unwrap();
     // 3, 5 and 2 first convolutions of equal shape and the first of each stage; 4, 6 and 3 second ones.
     assert_eq!(grouping.convs.len(), 26);
-    // The stem, six of the first stage, three shortcuts.
-    assert_eq!(grouping.skipped.len(), 10);
+    // The stem, six of the first stage, three shortcuts, the classifier.
+    assert_eq!(grouping.skipped.len(), 11);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::path::PathBuf;
 use support::scene::{Scene, npy};
 use support::schema::Schema;
-use support::{ModelBuilder, small_resnet, value};
+use support::{ModelBuilder, ResNet, small_resnet, value};
 
 fn schema(name: &str) -> Schema {
     let path = format!("{}/tools/schema/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
@@ -61,6 +61,14 @@ fn reports_are_as_their_schema_says() {
     let drawn = "--calib drawn --no-mirror";
     let nothing = scene.run("in.onnx out.onnx --ratio 2 --exclude . -q --json -");
     assert_eq!(nothing.status.code(), Some(4));
+    let mut odd = ResNet { blocks: [2, 0, 0, 0], cifar: true, width: 8, ..ResNet::R18 }.builder();
+    // One that tract does not know.
+    odd.graph
+        .node
+        .iter_mut()
+        .filter(|n| n.op_type() == "GlobalAveragePool")
+        .for_each(|n| n.op_type = Some("Odd".into()));
+    std::fs::write(scene.path("odd.onnx"), odd.build(&["scores"])).unwrap();
     let found = [
         run(&format!("--ratio 1.7 {drawn} --calib-samples 8 --images images.npy --labels labels.npy")),
         run(&format!("--max-drop 60% --scheme ljsvd --no-repair {drawn} --calib-samples 32")),
@@ -68,6 +76,7 @@ fn reports_are_as_their_schema_says() {
         run("--plan plan.toml --images images.npy"),
         run("--ratio 1.5 --dry-run"),
         json(&String::from_utf8(nothing.stdout).unwrap()),
+        json(&scene.succeeds("odd.onnx out.onnx --ratio 1.5 -q --json -")),
     ];
     hold("report-1", &found);
 }

@@ -126,6 +126,12 @@ impl Model {
         }
     }
 
+    /// Whether it takes more than one file that every reader of protocol buffers takes.
+    #[cfg(feature = "verify")]
+    pub(crate) fn is_large(&self) -> bool {
+        self.file_bytes() > LARGEST_FILE
+    }
+
     /// Size of the file in bytes.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {

@@ -157,3 +157,37 @@ impl Window {
         all.checked_sub(pads[axis] + pads[axis + self.kernel.len()])
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::proto::{AttributeProto, attribute_proto::AttributeType};
+
+    #[test]
+    fn an_output_of_a_stated_size_is_reached_by_pads() {
+        let ints = |name: &str, values: &[i64]| AttributeProto {
+            name: Some(name.into()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: values.to_vec(),
+            ..AttributeProto::default()
+        };
+        let mut node = NodeProto {
+            attribute: vec![ints("strides", &[2, 2]), ints("output_shape", &[10, 11])],
+            ..NodeProto::default()
+        };
+        let closed = |node: &NodeProto| Window::of(node, &[3, 3]).unwrap().closed(node, &[Some(5), Some(6)]).padding;
+        // Without pads 5 become 11 and 6 become 13.
+        assert_eq!(closed(&node), Padding::Given(vec![1, 1, 0, 1]));
+        node.attribute.push(AttributeProto {
+            name: Some("auto_pad".into()),
+            s: Some(b"SAME_UPPER".to_vec()),
+            ..AttributeProto::default()
+        });
+        assert_eq!(closed(&node), Padding::Given(vec![0, 1, 1, 1]));
+        // More than there is cannot be reached, nor what depends on an unknown size.
+        node.attribute[1] = ints("output_shape", &[12, 11]);
+        assert_eq!(closed(&node).auto_pad(), Some("SAME_LOWER"));
+        let open = Window::of(&node, &[3, 3]).unwrap().closed(&node, &[None, Some(6)]);
+        assert_eq!(open.padding.auto_pad(), Some("SAME_LOWER"));
+    }
+}

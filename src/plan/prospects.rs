@@ -399,10 +399,17 @@ pub(super) fn candidates(
     check(options)?;
     let convs = &grouping.convs;
     let (mut units, idle): (Vec<_>, Vec<_>) = units(grouping, options, calibrated).into_iter().partition(Unit::pays);
+    let dense = |u: &Unit| u.members.iter().any(|&m| convs[m].kind.is_dense());
+    let by_rate = matches!(options.policy, RankPolicy::Rate(_));
+    let dense: BTreeSet<usize> = units.extract_if(.., |u| by_rate && dense(u)).flat_map(|u| u.members).collect();
     let busy: BTreeSet<usize> = units.iter().flat_map(|u| u.members.iter().copied()).collect();
     let idle: BTreeSet<usize> = idle.iter().flat_map(|u| u.members.iter().copied()).collect();
     let kept = |&member: &usize| Kept { name: convs[member].name.clone(), reason: SkipReason::NeverPays.to_string() };
-    let kept = idle.difference(&busy).map(kept).collect();
+    let mut kept: Vec<Kept> = idle.difference(&busy).map(kept).collect();
+    kept.extend(dense.iter().map(|&member| Kept {
+        name: convs[member].name.clone(),
+        reason: "fully connected: a rank rate is for convolutions".into(),
+    }));
     if units.is_empty() {
         return Err(Error::NothingToCompress(nothing(grouping)));
     }

@@ -49,8 +49,7 @@ impl Unit {
         let shapes: Vec<_> = members.iter().map(|&m| convs[m].shape).collect();
         let whole = members.iter().map(|&m| convs[m].weights()).sum();
         // Calibration absorbs the mean of the error in the bias, and so gives one to a convolution that has none.
-        let added =
-            |c: &Conv| if calibrated && c.gains_bias() { c.shape[0] as i64 } else { 0 };
+        let added = |c: &Conv| if calibrated && c.gains_bias() { c.shape[0] as i64 } else { 0 };
         let folded = members.iter().map(|&m| convs[m].folded_parameters() - added(&convs[m])).sum();
         let (label, role) = (label.0.to_owned(), label.1.to_owned());
         let chains = form.chains();
