@@ -94,14 +94,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.plan = Some(replay.file.path().display().to_string());
         report.notes = replay.notes(original, made.samples.as_deref());
     }
-    report.notes.extend(uncalibrated);
-    report.notes.extend(
-        blind(&made.plan)
-            .into_iter()
-            .chain(tied(&made.plan))
-            .chain(copied(model))
-            .chain(widened(original, wide.as_ref())),
-    );
+    report.notes.extend(uncalibrated.into_iter().chain(circumstances(original, wide.as_ref(), &made.plan)));
     let plan = options.plan_text.then(|| {
         let with = Circumstances {
             groups: &options.groups,
@@ -187,6 +180,12 @@ fn copied(model: &Model) -> Option<String> {
     let (_, rewritten) = model.legalised().filter(|copy| !copy.1.is_empty())?;
     let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
     Some(format!("tract ran an equivalent copy of the models, with other operators for {names}"))
+}
+
+/// What a reader should know of how the result came about.
+fn circumstances(original: &Model, wide: Option<&Model>, plan: &Plan) -> impl Iterator<Item = String> {
+    let notes = [blind(plan), tied(plan), copied(wide.unwrap_or(original)), widened(original, wide)];
+    notes.into_iter().flatten()
 }
 
 /// Which layers were decomposed by their plain weights in spite of samples.

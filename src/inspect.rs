@@ -262,7 +262,7 @@ impl fmt::Display for Inspection {
         writeln!(f, "  parameters  {}", thousands(self.parameters))?;
         writeln!(f, "  weights     {} (convolutions, fully connected)", thousands(self.weights))?;
         match self.macs {
-            Some(macs) => writeln!(f, "  multiply-accumulates {} (convolutions)", thousands(macs))?,
+            Some(macs) => writeln!(f, "  multiply-accumulates of these {}", thousands(macs))?,
             None => writeln!(
                 f,
                 "  multiply-accumulates unknown, as the size of some convolution is (--input-shape may help)"

@@ -248,7 +248,9 @@ fn a_kernel_that_several_read_becomes_one_chain_of_factors() {
         b.node("Conv", &[value, &shared, &bias], output, vec![ints("pads", &[1; 4]), ints("strides", &[stride; 2])]);
     }
     let scene = Scene::new(&b.build(&["large", "small"]));
-    for calibration in ["--calib none", "--calib drawn --calib-samples 40"] {
+    let values: Vec<u8> = (0..40 * 16 * 144).flat_map(|i| (((i * 31) % 89) as f32 / 40.0).to_le_bytes()).collect();
+    std::fs::write(scene.path("x.npy"), npy("<f4", &[40, 16, 12, 12], &values)).unwrap();
+    for calibration in ["--calib none", "--calib x.npy"] {
         let text = scene.succeeds(&format!("in.onnx out.onnx --ratio 2 --align 1 {calibration}"));
         assert!(text.contains("Conv_large and Conv_small"), "{text}");
         let small = Model::open(scene.path("out.onnx")).unwrap();

@@ -111,6 +111,8 @@ pub enum SkipReason {
     AlreadyFactored,
     /// Excluded by the user.
     Excluded,
+    /// No output of the model follows from it.
+    Unread,
     /// Left whole by the protocol asked for.
     Protocol {
         /// What the protocol leaves whole.
@@ -150,6 +152,7 @@ impl fmt::Display for SkipReason {
             Self::OpenPads => write!(f, "its output_shape or auto_pad leaves its pads open"),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
+            Self::Unread => write!(f, "no output of the model follows from it"),
             Self::Protocol { part } => write!(f, "the protocol leaves {part} whole"),
             Self::NeverPays => write!(f, "no rank makes it smaller without more multiply-accumulates"),
         }
@@ -192,6 +195,9 @@ impl Conv {
     ) -> Result<Self, SkipReason> {
         let node = &graph.nodes()[index];
         let inconsistent = |what: String| SkipReason::Inconsistent { what };
+        if !graph.is_live(index) {
+            return Err(SkipReason::Unread);
+        }
         let (Some(input), Some(weight)) = (node.input.first(), node.input.get(1)) else {
             return Err(inconsistent("it has no kernel".into()));
         };

@@ -257,6 +257,11 @@ impl<'m> Graph<'m> {
         self.uses(name).iter().filter(read).count()
     }
 
+    /// Whether an output of the graph follows from a node.
+    pub(crate) fn is_live(&self, node: usize) -> bool {
+        self.live[node]
+    }
+
     /// Convolutions and fully connected layers whose kernel a name is, if outputs follow from them, in the graph's order.
     pub(crate) fn layers_reading(&self, name: &str) -> Vec<usize> {
         let kernels = self.uses(name).iter().filter_map(|each| match *each {

@@ -39,7 +39,7 @@ impl Report {
         let mut table = table(&["", "before", "after", "ratio"]);
         let totals = &self.totals;
         let file = totals.file_bytes.map(|c| ("file bytes", c));
-        let macs = totals.macs.map(|c| ("multiply-accumulates (convolutions)", c));
+        let macs = totals.macs.map(|c| ("multiply-accumulates of these", c));
         let parameters =
             [("parameters", totals.parameters), ("weights (convolutions, fully connected)", totals.weights)];
         for (name, change) in parameters.into_iter().chain(macs).chain(file) {
