@@ -150,7 +150,7 @@ fn made(
     progress: &Progress<'_>,
 ) -> (Result<Made>, Option<String>) {
     match make(model, grouping, options, scorer, progress) {
-        Err(Error::Images { reason, .. } | Error::Unavailable { reason, .. }) if options.gives_way() => {
+        Err(Error::NotDrawable { reason } | Error::Unavailable { reason, .. }) if options.gives_way() => {
             progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
             let note = format!("not calibrated, the plain weights decided: {reason}");
             (make(model, grouping, &options.by_weights(), scorer, progress), Some(note))

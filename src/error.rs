@@ -81,6 +81,12 @@ pub enum Error {
     /// The options contradict each other or the model.
     #[error("{0}")]
     Options(String),
+    /// No pictures can be drawn for the model.
+    #[error("{reason}")]
+    NotDrawable {
+        /// What its inputs are instead, and what to do.
+        reason: String,
+    },
     /// There is nothing to decompose.
     #[error("nothing to compress: {0}")]
     NothingToCompress(String),
@@ -188,7 +194,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Numerical { .. } => 1,
-            Self::Options(_) | Self::Images { .. } => 2,
+            Self::Options(_) | Self::NotDrawable { .. } | Self::Images { .. } => 2,
             Self::Read { .. }
             | Self::Empty
             | Self::NotOnnx { .. }

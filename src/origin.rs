@@ -128,7 +128,7 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     let by_weights = options.gives_way().then(|| options.by_weights());
     let weighed = by_weights.map(|options| now(original, &options)).transpose()?;
     let origin = match (now(original, options), weighed) {
-        (Err(Error::Images { .. }), Some(weighed)) => weighed,
+        (Err(Error::NotDrawable { .. }), Some(weighed)) => weighed,
         (Ok(_), Some(weighed)) if written.metadata(OPTIONS_KEY) == Some(&weighed.options) => weighed,
         (origin, _) => origin?,
     };

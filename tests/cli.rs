@@ -164,6 +164,19 @@ fn a_model_that_tract_cannot_run_is_proved_part_by_part() {
 }
 
 #[test]
+fn a_model_that_reads_no_pictures_is_decomposed_by_its_weights_unless_samples_are_asked_for() {
+    let mut b = ModelBuilder::new(&[1, 24], 3);
+    let weight = b.tensor("w", &[24, 32], 0.2);
+    b.node("MatMul", &["image", &weight], "y", vec![]);
+    let scene = Scene::new(&b.build(&["y"]));
+    let run = scene.run_exactly("in.onnx out.onnx --ratio 1.5");
+    let text = String::from_utf8(run.stdout).unwrap();
+    assert!(run.status.success() && text.contains("not calibrated") && text.contains("is not an image"), "{text}");
+    assert!(scene.run_exactly("in.onnx out.onnx --ratio 1.5 --check -q").status.success());
+    assert!(scene.fails("in.onnx out.onnx --ratio 1.5 --calib drawn", 2).contains("is not an image"));
+}
+
+#[test]
 fn an_open_input_shape_is_asked_for() {
     let mut b = ModelBuilder::new(&[0, 8, 0, 0], 3);
     let mut x = "image".to_owned();

@@ -155,7 +155,7 @@ impl Images {
     fn misfit(&self, reason: String) -> Error {
         match &*self.source {
             Source::Arrays { path, .. } | Source::Files { path, .. } => Error::Images { path: path.clone(), reason },
-            Source::Drawn { .. } => Error::Options(reason),
+            Source::Drawn { .. } => Error::NotDrawable { reason },
         }
     }
 
