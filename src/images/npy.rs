@@ -7,6 +7,8 @@ use std::path::Path;
 
 /// Bytes of the text that says what an array holds; numpy itself reads ten thousand at most.
 const LONGEST_HEADER: usize = 1 << 16;
+/// Brackets within brackets in it: a dictionary holds a list of tuples of tuples, at most.
+const DEEPEST: usize = 6;
 /// Bytes of all arrays of an archive, inflated. What deflates better than anything real is damage or worse.
 const LARGEST_ARCHIVE: u64 = 8 << 30;
 
@@ -85,6 +87,13 @@ fn open<'b>(path: &Path, bytes: &'b [u8]) -> Result<(npyz::NpyFile<&'b [u8]>, Ve
     if header_length(bytes).is_some_and(|n| n > LONGEST_HEADER) {
         return Err(wrong(path, format!("not a .npy array: its header is longer than {LONGEST_HEADER} bytes")));
     }
+    // The parser takes twice as long for each bracket more that stands open.
+    if deepest(bytes) > DEEPEST {
+        return Err(wrong(
+            path,
+            format!("not a .npy array: its header has brackets within brackets, more than {DEEPEST} deep"),
+        ));
+    }
     // The parser's own words are a drawing of several lines.
     let first = |e: std::io::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
     let npy = npyz::NpyFile::new(bytes).map_err(|e| wrong(path, format!("not a .npy array: {}", first(e))))?;
@@ -102,6 +111,24 @@ fn open<'b>(path: &Path, bytes: &'b [u8]) -> Result<(npyz::NpyFile<&'b [u8]>, Ve
     }
     Ok((npy, shape))
 }
+
+/// How many brackets stand open at most in an array's header.
+fn deepest(bytes: &[u8]) -> usize {
+    let header = bytes.get(..LONGEST_HEADER.min(bytes.len())).unwrap_or_default();
+    let end = header_length(bytes).map_or(header.len(), |n| (n + PREAMBLE).min(header.len()));
+    let steps = header[..end].iter().scan(0usize, |open, byte| {
+        *open = match byte {
+            b'[' | b'(' | b'{' => *open + 1,
+            b']' | b')' | b'}' => open.saturating_sub(1),
+            _ => *open,
+        };
+        Some(*open)
+    });
+    steps.max().unwrap_or(0)
+}
+
+/// Bytes before a header, at most.
+const PREAMBLE: usize = 12;
 
 /// Length of an array's header as it says itself (format versions 1 and later ones).
 fn header_length(bytes: &[u8]) -> Option<usize> {
@@ -155,6 +182,17 @@ mod tests {
             std::fs::write(&path, header(&format!("{{'shape': ({text},)}}"))).unwrap();
             let error = npy(&path).unwrap_err().to_string();
             assert!(error.contains("not a .npy array") && error.len() < 300 && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn brackets_within_brackets_are_no_header() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        for brackets in [30, 10_000] {
+            std::fs::write(&path, header(&format!("{{'descr': {}, 'shape': (1,)}}", "[(".repeat(brackets)))).unwrap();
+            let message = labels(&path).unwrap_err().to_string();
+            assert!(message.contains("brackets within brackets"), "{message}");
         }
     }
 }
