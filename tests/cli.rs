@@ -285,7 +285,7 @@ fn an_input_that_is_no_image_needs_samples() {
     let mut b = ModelBuilder::new(&[1, 7, 24, 24], 3);
     let x = b.conv("image", &ConvSpec::new(12, 3));
     let scene = Scene::new(&b.build(&[&x]));
-    let output = scene.run_exactly("in.onnx out.onnx --ratio 1.5");
+    let output = scene.run_exactly("in.onnx out.onnx --ratio 1.5 --calib drawn");
     assert_eq!(output.status.code(), Some(2));
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(message.contains("--calib FILE") && message.contains("[1, 7, 24, 24]"), "{message}");
