@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["numpy==2.4.6", "onnx==1.23.2"]
+# dependencies = ["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.31.1"]
 # ///
 """An independent reference: every scheme in plain numpy, from the equations of arXiv 2107.04386 and by dense SVDs.
 
@@ -197,6 +197,7 @@ def written(graph, kernels, output):
 def compare(options):
     import onnx
     from onnx import numpy_helper
+    from cross_check import only_convolutions
     tensors = lambda g: {t.name: numpy_helper.to_array(t).astype(np.float64) for t in g.initializer}
     before = onnx.load(options.model).graph
     kernels = tensors(before)
@@ -207,7 +208,7 @@ def compare(options):
         with tempfile.TemporaryDirectory() as folder:
             out = pathlib.Path(folder) / "out.onnx"
             command = [options.binary, options.model, out, "--ratio", str(options.ratio), "--scheme", scheme, "--calib", "none",
-                       "--keep-bn", "--no-verify", "--quiet", "--allow-more-macs", "--json", "-"]
+                       "--keep-bn", "--no-verify", "--quiet", "--allow-more-macs", "--json", "-", *only_convolutions(before)]
             report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             after = onnx.load(out).graph
         factors = tensors(after)
