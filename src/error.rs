@@ -168,6 +168,9 @@ pub enum Error {
         /// The solver's reason.
         reason: String,
     },
+    /// A model cannot be tuned, or not so.
+    #[error("cannot tune: {0}")]
+    Tuning(String),
     /// Some of many models were refused.
     #[error("{refused} of {models} models refused, the first {first}")]
     Refused {
@@ -213,6 +216,7 @@ impl Error {
             Self::Plan { .. } => 10,
             Self::Refused { .. } => 11,
             Self::Stale { .. } => 12,
+            Self::Tuning(_) => 14,
         }
     }
 }

@@ -78,6 +78,8 @@ mod picture;
 mod runtime;
 #[cfg(feature = "verify")]
 mod search;
+#[cfg(feature = "tune")]
+mod tune;
 #[cfg(feature = "verify")]
 mod verify;
 
@@ -110,6 +112,8 @@ pub use report::{
     Totals, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
+#[cfg(feature = "tune")]
+pub use tune::{Budget, TuneOptions, Tuning, TuningRow, tune};
 #[cfg(feature = "verify")]
 pub use verify::{REWRITE_TOLERANCE, verify};
 

@@ -6,8 +6,8 @@ mod cli;
 mod zoo;
 
 use cli::streams::{self, is_stream};
-use cli::{Cli, CompressJob, InspectJob, Job, Output, VerifyJob, ZooJob};
-use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, write_whole, writing};
+use cli::{Cli, CompressJob, InspectJob, Job, Output, TuneJob, VerifyJob, ZooJob};
+use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, tune, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Job::Compress(job) => compressed(*job),
         Job::Inspect(job) => inspected(&job),
         Job::Verify(job) => verified(&job),
+        Job::Tune(job) => tuned(&job),
         Job::Zoo(job) => many(&job),
         Job::Text(text) => printed(&text),
     });
@@ -175,6 +176,17 @@ fn verified(job: &VerifyJob) -> Result<()> {
     // What was found is told whether it is near enough or not.
     tell(&job.output, false, || found.to_json(), &found)?;
     found.check(&job.options)
+}
+
+/// `onnx-jmd tune`.
+fn tuned(job: &TuneJob) -> Result<()> {
+    let progress = begin(&job.output)?;
+    let (student, teacher) = (streams::open(&job.student)?, streams::open(&job.teacher)?);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let (model, tuning) = tune(&teacher, &student, &job.images, &job.options, &stop, &progress)?;
+    model.save(&job.model_output)?;
+    progress(&format!("{tuning:?}"));
+    Ok(())
 }
 
 /// `onnx-jmd zoo`.

@@ -6,6 +6,7 @@ mod inspect;
 mod memory;
 mod shared;
 pub mod streams;
+mod tune;
 mod verify;
 mod zoo;
 
@@ -13,6 +14,7 @@ pub use compress::CompressJob;
 pub use inspect::InspectJob;
 pub use memory::Bounded;
 pub use shared::Output;
+pub use tune::TuneJob;
 pub use verify::VerifyJob;
 pub use zoo::ZooJob;
 
@@ -22,6 +24,7 @@ use config::Settings;
 use inspect::Inspect;
 use onnx_jmd::Result;
 use std::ffi::OsString;
+use tune::Tune;
 use verify::Verify;
 use zoo::ZooArguments;
 
@@ -56,6 +59,7 @@ pub struct Cli {
 enum Command {
     Inspect(Inspect),
     Verify(Verify),
+    Tune(Box<Tune>),
     Zoo(Box<ZooArguments>),
     /// Print completions for a shell to standard output
     Completions {
@@ -76,6 +80,8 @@ pub enum Job {
     Inspect(InspectJob),
     /// How far two models are apart.
     Verify(Box<VerifyJob>),
+    /// A smaller model that does more of what the original does.
+    Tune(Box<TuneJob>),
     /// Many smaller models.
     Zoo(Box<ZooJob>),
     /// A text for standard output: completions, or the manual page.
@@ -110,12 +116,14 @@ impl Cli {
             None => self.compress.output.max_memory,
             Some(Command::Inspect(inspect)) => inspect.output.max_memory,
             Some(Command::Verify(verify)) => verify.output.max_memory,
+            Some(Command::Tune(tune)) => tune.output.max_memory,
             Some(Command::Zoo(_) | Command::Completions { .. } | Command::Man) => None,
         });
         match self.command {
             None => Ok(Job::Compress(Box::new(self.compress.job()?))),
             Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
             Some(Command::Verify(verify)) => Ok(Job::Verify(Box::new(verify.job()?))),
+            Some(Command::Tune(tune)) => Ok(Job::Tune(Box::new(tune.job()?))),
             Some(Command::Zoo(zoo)) => Ok(Job::Zoo(Box::new(zoo.job()?))),
             Some(Command::Completions { shell }) => {
                 let mut text = Vec::new();

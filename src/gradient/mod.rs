@@ -9,8 +9,35 @@ mod window;
 
 use crate::onnx::{Graph, captures};
 use ndarray::ArrayD;
-use rule::{Constants, Rule};
+pub(crate) use rule::{Constants, Rule, Unary, read};
 use std::collections::{HashMap, HashSet};
+
+pub(crate) use window::{Run, Slide, is_pointwise, runs};
+
+/// The derivative of one node by itself.
+pub(crate) struct Local {
+    rule: Rule,
+    inputs: usize,
+}
+
+impl Local {
+    pub(crate) fn new(rule: Rule, inputs: usize) -> Self {
+        Self { rule, inputs }
+    }
+
+    /// The cotangent of the input at `position`, from all inputs, the first output and its cotangent.
+    pub(crate) fn cotangent(
+        &self,
+        inputs: &[ArrayD<f32>],
+        output: &ArrayD<f32>,
+        given: &ArrayD<f32>,
+        position: usize,
+    ) -> Option<ArrayD<f32>> {
+        let each = inputs.iter().enumerate().map(|(i, x)| (Place::Input(i), x));
+        let seen = Seen { values: each.chain([(Place::Output, output)]).collect(), inputs: self.inputs };
+        vjp::vjp(&self.rule, &seen, &[Some(given)], position)
+    }
+}
 
 /// A reverse walk through the part of a graph that lies between some values and the outputs.
 pub(crate) struct Backward<'g> {
@@ -87,7 +114,7 @@ impl<'g> Backward<'g> {
             if flowing.is_empty() || !walked {
                 continue;
             }
-            let Some(rule) = rule::read(node, graph, &constants) else { continue };
+            let Some(rule) = read(node, graph, &constants) else { continue };
             let Some(reads) = operands(&rule, &node.input, &node.output, &flowing, &constants) else { continue };
             steps.push(Step { rule, inputs: &node.input, outputs: &node.output, flowing, reads });
         }

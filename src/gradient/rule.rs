@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 /// How cotangents of a node's outputs become those of its inputs.
 #[derive(Debug, Clone)]
-pub(super) enum Rule {
+pub(crate) enum Rule {
     Pass,
     Reshape,
     Unary(Unary),
@@ -109,7 +109,7 @@ pub(super) enum Rule {
 
 /// An elementwise function of one value.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Unary {
+pub(crate) enum Unary {
     Relu,
     LeakyRelu { alpha: f32 },
     Clip { low: f32, high: f32 },
@@ -136,7 +136,7 @@ pub(super) enum Unary {
 
 impl Unary {
     /// Whether the derivative is computed from the output, not the input.
-    pub(super) fn is_of_output(self) -> bool {
+    pub(crate) fn is_of_output(self) -> bool {
         matches!(self, Self::Relu | Self::Sigmoid | Self::Tanh | Self::Exp | Self::Sqrt | Self::Reciprocal)
     }
 }
@@ -146,15 +146,15 @@ const LARGEST_BLOCK: usize = 1 << 12;
 
 /// One axis of a slice.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cut {
-    pub(super) axis: i64,
-    pub(super) start: i64,
-    pub(super) step: i64,
+pub(crate) struct Cut {
+    pub(crate) axis: i64,
+    pub(crate) start: i64,
+    pub(crate) step: i64,
 }
 
 /// What a pad is filled with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Border {
+pub(crate) enum Border {
     Constant,
     Edge,
     Reflect,
@@ -162,7 +162,7 @@ pub(super) enum Border {
 
 /// Where in the input a resized pixel lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grid {
+pub(crate) enum Grid {
     HalfPixel,
     /// The same, but that one pixel comes from the first.
     HalfPixelTorch,
@@ -172,7 +172,7 @@ pub(super) enum Grid {
 
 /// Which pixel is nearest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rounding {
+pub(crate) enum Rounding {
     PreferFloor,
     PreferCeil,
     Floor,
@@ -186,7 +186,7 @@ impl Rule {
     }
 
     /// Whether there is a cotangent for the input at a position.
-    pub(super) fn differentiates(&self, position: usize) -> bool {
+    pub(crate) fn differentiates(&self, position: usize) -> bool {
         match self {
             Self::Add | Self::Sub | Self::Mul | Self::Div | Self::Concat { .. } | Self::Gemm { .. } | Self::MatMul => {
                 true
@@ -223,13 +223,13 @@ impl Rule {
 }
 
 /// What a graph knows before it runs, an initializer that callers may replace at its default.
-pub(super) struct Constants<'g> {
+pub(crate) struct Constants<'g> {
     graph: &'g Graph<'g>,
     initializers: HashMap<&'g str, &'g TensorProto>,
 }
 
 impl<'g> Constants<'g> {
-    pub(super) fn new(graph: &'g Graph<'g>) -> Self {
+    pub(crate) fn new(graph: &'g Graph<'g>) -> Self {
         let initializers = graph.proto().initializer.iter().map(|t| (t.name(), t)).collect();
         Self { graph, initializers }
     }
@@ -285,7 +285,7 @@ struct Site<'s> {
 }
 
 /// The rule of a node, if there is one.
-pub(super) fn read<'g>(node: &'g NodeProto, graph: &Graph<'g>, constants: &Constants<'g>) -> Option<Rule> {
+pub(crate) fn read<'g>(node: &'g NodeProto, graph: &Graph<'g>, constants: &Constants<'g>) -> Option<Rule> {
     let subgraphs = node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
     if subgraphs || !is_standard(node) {
         return None;

@@ -65,6 +65,44 @@ fn elementwise(g: &ArrayD<f32>, at: &ArrayD<f32>, derivative: impl Fn(f32) -> f3
     (g.shape() == at.shape()).then(|| Zip::from(g).and(at).map_collect(|g, &at| g * derivative(at)))
 }
 
+impl Unary {
+    /// `y = f(x)`.
+    pub(crate) fn value(self, x: f32) -> f32 {
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        match self {
+            Self::Relu => x.max(0.0),
+            Self::LeakyRelu { alpha } => x * if x > 0.0 { 1.0 } else { alpha },
+            Self::Clip { low, high } => x.max(low).min(high),
+            Self::Elu { alpha } => x.max(0.0) + alpha * x.min(0.0).exp_m1(),
+            Self::Celu { alpha } => x.max(0.0) + alpha * (x.min(0.0) / alpha).exp_m1(),
+            Self::Selu { alpha, gamma } => gamma * (x.max(0.0) + alpha * x.min(0.0).exp_m1()),
+            Self::Sigmoid => sigmoid(x),
+            Self::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
+            Self::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
+            Self::Tanh => x.tanh(),
+            Self::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
+            Self::Softsign => x / (1.0 + x.abs()),
+            Self::Mish => x * (x.max(0.0) + (-x.abs()).exp().ln_1p()).tanh(),
+            Self::Erf => erf(x),
+            Self::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
+            Self::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f32::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+            }
+            Self::Neg => -x,
+            Self::Abs => x.abs(),
+            Self::Exp => x.exp(),
+            Self::Log => x.ln(),
+            Self::Sqrt => x.sqrt(),
+            Self::Reciprocal => 1.0 / x,
+        }
+    }
+
+    /// `∂y/∂x` at an input x, or where [`Unary::is_of_output`] at an output y.
+    pub(crate) fn slope(self, at: f32) -> f32 {
+        derivative(self, at)
+    }
+}
+
 /// `∂y/∂x` at an input x, or for some functions (`Unary::is_of_output`) at an output y.
 fn derivative(unary: Unary, at: f32) -> f32 {
     let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());

@@ -9,7 +9,7 @@ const LARGEST: i64 = 1 << 24;
 
 /// The attributes of a sliding window.
 #[derive(Debug, Clone)]
-pub(super) struct Window {
+pub(crate) struct Window {
     /// One or two.
     axes: usize,
     strides: Vec<usize>,
@@ -29,19 +29,19 @@ enum Padding {
 
 /// One spatial axis of a window on a value of known size.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Slide {
-    pub(super) kernel: usize,
+pub(crate) struct Slide {
+    pub(crate) kernel: usize,
     stride: usize,
     dilation: usize,
     before: usize,
     after: usize,
-    pub(super) input: usize,
-    pub(super) output: usize,
+    pub(crate) input: usize,
+    pub(crate) output: usize,
 }
 
 impl Window {
     /// Reads the attributes of a window of one or two axes.
-    pub(super) fn of(node: &NodeProto, axes: usize) -> Option<Self> {
+    pub(crate) fn of(node: &NodeProto, axes: usize) -> Option<Self> {
         let read = |name: &str, count: usize, least: i64| -> Option<Option<Vec<usize>>> {
             let Some(values) = attributes::ints(node, name) else { return Some(None) };
             let fits = values.len() == count && values.iter().all(|v| (least..=LARGEST).contains(v));
@@ -60,12 +60,12 @@ impl Window {
     }
 
     /// Whether the padding is known without the input's size.
-    pub(super) fn is_given(&self) -> bool {
+    pub(crate) fn is_given(&self) -> bool {
         matches!(self.padding, Padding::Given(_))
     }
 
     /// The window over inputs and outputs of these spatial sizes; one axis is taken for the second of two.
-    pub(super) fn slides(&self, kernel: &[usize], input: &[usize], output: &[usize]) -> Option<[Slide; 2]> {
+    pub(crate) fn slides(&self, kernel: &[usize], input: &[usize], output: &[usize]) -> Option<[Slide; 2]> {
         if [kernel.len(), input.len(), output.len()] != [self.axes; 3] || kernel.contains(&0) {
             return None;
         }
@@ -88,7 +88,7 @@ impl Window {
 
 impl Slide {
     /// The input that a tap of the kernel meets at an output.
-    pub(super) fn source(&self, output: usize, tap: usize) -> Option<usize> {
+    pub(crate) fn source(&self, output: usize, tap: usize) -> Option<usize> {
         (output * self.stride + tap * self.dilation).checked_sub(self.before).filter(|&at| at < self.input)
     }
 
@@ -101,7 +101,7 @@ impl Slide {
     }
 
     /// Taps that meet the input at an output, or also its padding.
-    pub(super) fn met(&self, output: usize, padding: bool) -> usize {
+    pub(crate) fn met(&self, output: usize, padding: bool) -> usize {
         let inside = |tap: &usize| {
             let at = output * self.stride + tap * self.dilation;
             if padding { at < self.before + self.input + self.after } else { self.source(output, *tap).is_some() }
@@ -116,14 +116,14 @@ impl Slide {
 }
 
 /// Whether a window is of one pixel and touches each once.
-pub(super) fn is_pointwise(slides: &[Slide; 2]) -> bool {
+pub(crate) fn is_pointwise(slides: &[Slide; 2]) -> bool {
     slides.iter().all(Slide::is_pointwise)
 }
 
 /// A row of outputs that meet a row of inputs under one tap.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Run {
-    pub(super) tap: usize,
+pub(crate) struct Run {
+    pub(crate) tap: usize,
     /// First output in its plane; the others follow one by one.
     output: usize,
     /// First input in its plane.
@@ -135,20 +135,45 @@ pub(super) struct Run {
 
 impl Run {
     /// `input += output` along the run, for two planes.
-    pub(super) fn scatter(&self, input: &mut [f32], output: &[f32]) {
+    pub(crate) fn scatter(&self, input: &mut [f32], output: &[f32]) {
+        let output = &output[self.output..self.output + self.count];
+        if self.step == 1 {
+            let to = &mut input[self.input..self.input + self.count];
+            return to.iter_mut().zip(output).for_each(|(to, from)| *to += from);
+        }
         let to = input[self.input..].iter_mut().step_by(self.step);
-        to.zip(&output[self.output..self.output + self.count]).for_each(|(to, from)| *to += from);
+        to.zip(output).for_each(|(to, from)| *to += from);
     }
 
     /// `output = input` along the run, for two planes.
-    pub(super) fn gather(&self, input: &[f32], output: &mut [f32]) {
+    pub(crate) fn gather(&self, input: &[f32], output: &mut [f32]) {
+        let output = &mut output[self.output..self.output + self.count];
+        if self.step == 1 {
+            return output.copy_from_slice(&input[self.input..self.input + self.count]);
+        }
         let from = input[self.input..].iter().step_by(self.step);
-        output[self.output..self.output + self.count].iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        output.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    }
+
+    /// `output += input` along the run, for two planes.
+    pub(crate) fn collect(&self, input: &[f32], output: &mut [f32]) {
+        let from = input[self.input..].iter().step_by(self.step);
+        output[self.output..self.output + self.count].iter_mut().zip(from).for_each(|(to, from)| *to += *from);
+    }
+
+    /// Whether another run goes on where this one ends; it is then part of this one.
+    pub(crate) fn absorb(&mut self, next: &Self) -> bool {
+        let follows = self.tap == next.tap
+            && (self.step, next.step) == (1, 1)
+            && self.output + self.count == next.output
+            && self.input + self.count == next.input;
+        self.count += if follows { next.count } else { 0 };
+        follows
     }
 }
 
 /// All meetings of taps, outputs and inputs.
-pub(super) fn runs([y, x]: &[Slide; 2]) -> Vec<Run> {
+pub(crate) fn runs([y, x]: &[Slide; 2]) -> Vec<Run> {
     let mut runs = Vec::new();
     for (ky, kx) in (0..y.kernel).flat_map(|ky| (0..x.kernel).map(move |kx| (ky, kx))) {
         let columns = x.outputs(kx);

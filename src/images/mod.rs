@@ -463,7 +463,20 @@ impl Samples {
         made.into_iter().collect()
     }
 
-    fn feed(&self, index: usize) -> Result<Vec<ArrayD<f32>>> {
+    /// The axes of height and width, if the model reads one picture and nothing else.
+    #[cfg(feature = "tune")]
+    pub(crate) fn picture_axes(&self) -> Option<[usize; 2]> {
+        match &self.slots[..] {
+            [Slot { picture: Some(p), .. }] => Some(if p.layout == Layout::Nchw { [2, 3] } else { [1, 2] }),
+            _ => None,
+        }
+    }
+
+    /// What one sample feeds to the model's inputs.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn feed(&self, index: usize) -> Result<Vec<ArrayD<f32>>> {
         let (index, mirrored) = if self.mirrored { (index / 2, index % 2 == 1) } else { (index, false) };
         let each = self.slots.iter().enumerate().map(|(place, slot)| {
             let (values, swapped) = self.values(index, place, slot)?;

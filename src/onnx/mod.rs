@@ -40,6 +40,8 @@ pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use precision::Precision;
 pub(crate) use shapes::Resolutions;
 #[cfg(feature = "verify")]
+pub(crate) use stretch::float_value;
+#[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};
 pub(crate) use tensor::{float_initializer, initializer, read_floats};
 #[cfg(feature = "verify")]

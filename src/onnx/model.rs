@@ -7,11 +7,15 @@ use super::proto::{
 };
 use super::window::LARGEST;
 use super::{Graph, external, tensor};
+#[cfg(feature = "tune")]
+use super::{Precision, initializer};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use prost::Message;
 #[cfg(feature = "verify")]
 use sha2::{Digest, Sha256};
+#[cfg(feature = "tune")]
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -239,6 +243,21 @@ impl Model {
             Some(bytes) => hex(&Sha256::digest(bytes)),
             None => hex(&Sha256::digest(self.proto.encode_to_vec())),
         }
+    }
+
+    /// The same model with other values in some floating-point initializers, in their own types.
+    #[cfg(feature = "tune")]
+    pub(crate) fn with_floats(&self, values: &HashMap<&str, &[f32]>) -> Self {
+        let mut proto = self.proto.clone();
+        for tensor in proto.graph.iter_mut().flat_map(|g| &mut g.initializer) {
+            let (Some(values), Some(precision)) = (values.get(tensor.name()), Precision::of(tensor.data_type())) else {
+                continue;
+            };
+            let dims: Vec<usize> = tensor.dims.iter().map(|&d| d.unsigned_abs() as usize).collect();
+            let made = initializer(tensor.name().to_owned(), &dims, values.iter().copied(), precision);
+            *tensor = TensorProto { doc_string: tensor.doc_string.take(), ..made };
+        }
+        Self::from_proto(proto)
     }
 
     /// The same model with some metadata properties set.

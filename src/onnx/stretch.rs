@@ -57,7 +57,7 @@ impl Model {
 }
 
 /// A float32 value of these dimensions.
-fn float_value(name: &str, dims: &[usize]) -> ValueInfoProto {
+pub(crate) fn float_value(name: &str, dims: &[usize]) -> ValueInfoProto {
     use tensor_shape_proto::{Dimension, dimension::Value};
     let dim = |&d: &usize| Dimension { value: Some(Value::DimValue(d as i64)), ..Dimension::default() };
     let tensor = type_proto::Tensor {

@@ -1,0 +1,226 @@
+//! The loop: batches of views, the teacher's answers, gradients, steps, and now and then a look at what was held out.
+
+use super::augment::Augmentation;
+use super::loss::{Kind, Point};
+use super::optimizer::{Optimizer, cycle, summed};
+use super::tape::{Gradients, Tape, Workspace};
+use crate::error::Result;
+use crate::images::Samples;
+use crate::runtime::Feed;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_pcg::Pcg64Mcg;
+use rayon::prelude::*;
+use std::sync::Mutex;
+
+/// Parts that a batch is cut into, whatever the number of threads: sums then never depend on it.
+const PARTS: usize = 16;
+/// Elements of all parts' gradients together, at most.
+const GRADIENT_ELEMENTS: usize = 1 << 28;
+
+/// Both networks, and where they are held against each other.
+pub(super) struct Lesson<'t> {
+    pub(super) teacher: &'t Tape,
+    pub(super) student: &'t Tape,
+    pub(super) outputs: Vec<Point>,
+    pub(super) features: Vec<Point>,
+    /// Weight of all features together.
+    pub(super) feature_weight: f32,
+    pub(super) samples: &'t Samples,
+    pub(super) augmentation: Augmentation,
+    pub(super) seed: u64,
+    room: Mutex<Vec<Room>>,
+}
+
+/// What one thread works in.
+struct Room {
+    teacher: Workspace,
+    student: Workspace,
+    scratch: Vec<f32>,
+}
+
+/// Sums of one part of a batch.
+pub(super) struct Part {
+    gradients: Gradients,
+    loss: f64,
+}
+
+/// What held-out samples say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Look {
+    /// Mean loss of the outputs.
+    pub(super) loss: f64,
+    /// Share of samples of which both give the same class, or of energy that is not error.
+    pub(super) agreement: f64,
+}
+
+impl<'t> Lesson<'t> {
+    pub(super) fn new(
+        (teacher, student): (&'t Tape, &'t Tape),
+        (outputs, features): (Vec<Point>, Vec<Point>),
+        feature_weight: f32,
+        samples: &'t Samples,
+        augmentation: Augmentation,
+        seed: u64,
+    ) -> Self {
+        let room = Mutex::new(Vec::new());
+        Self { teacher, student, outputs, features, feature_weight, samples, augmentation, seed, room }
+    }
+
+    /// Gradients of the parts of a batch, to be summed up.
+    pub(super) fn parts(&self) -> Vec<Part> {
+        let elements: usize = self.student.parameters().iter().map(|p| p.values.len()).sum();
+        let count = (GRADIENT_ELEMENTS / elements.max(1)).clamp(2, PARTS);
+        (0..count).map(|_| Part { gradients: self.student.zeros(), loss: 0.0 }).collect()
+    }
+
+    fn with_room<T>(&self, action: impl FnOnce(&mut Room) -> T) -> T {
+        let free = self.room.lock().ok().and_then(|mut rooms| rooms.pop());
+        let mut room = free.unwrap_or_else(|| Room {
+            teacher: self.teacher.workspace(),
+            student: self.student.workspace(),
+            scratch: Vec::new(),
+        });
+        let result = action(&mut room);
+        if let Ok(mut rooms) = self.room.lock() {
+            rooms.push(room);
+        }
+        result
+    }
+
+    /// A view of a sample, by chance.
+    fn view(&self, sample: usize, others: &[usize], chance: &mut Pcg64Mcg) -> Result<Feed> {
+        let view = |sample: usize, chance: &mut Pcg64Mcg| -> Result<Feed> {
+            let mut feed = self.samples.feed(sample)?;
+            if let [image] = &mut feed[..] {
+                self.augmentation.apply(image, chance);
+            }
+            Ok(feed)
+        };
+        let mut feed = view(sample, chance)?;
+        if let Some(share) = self.augmentation.mixture(chance) {
+            let other = view(others[chance.random_range(0..others.len())], chance)?;
+            for (image, other) in feed.iter_mut().zip(other) {
+                image.zip_mut_with(&other, |a, b| *a += share * (b - *a));
+            }
+        }
+        Ok(feed)
+    }
+
+    /// The mean loss of a batch, and its gradient in the first of `parts`.
+    pub(super) fn learn(
+        &self,
+        parameters: &[Vec<f32>],
+        batch: &[usize],
+        all: &[usize],
+        step: u64,
+        parts: &mut [Part],
+    ) -> Result<f64> {
+        let share = 1.0 / batch.len() as f32;
+        let count = parts.len();
+        let done: Vec<Result<()>> = parts
+            .par_iter_mut()
+            .with_max_len(1)
+            .enumerate()
+            .map(|(number, part)| {
+                part.gradients.iter_mut().for_each(|g| g.fill(0.0));
+                part.loss = 0.0;
+                for (place, &sample) in batch.iter().enumerate().skip(number).step_by(count) {
+                    let mut chance = Pcg64Mcg::seed_from_u64(mixed(self.seed, step, place as u64));
+                    let feed = self.view(sample, all, &mut chance)?;
+                    part.loss +=
+                        self.with_room(|room| self.sample(room, parameters, &feed, share, &mut part.gradients));
+                }
+                Ok(())
+            })
+            .collect();
+        done.into_iter().collect::<Result<()>>()?;
+        let loss = parts.iter().map(|p| p.loss).sum::<f64>();
+        let mut gradients: Vec<Gradients> = parts.iter_mut().map(|p| std::mem::take(&mut p.gradients)).collect();
+        let _ = summed(&mut gradients);
+        parts.iter_mut().zip(gradients).for_each(|(part, gradients)| part.gradients = gradients);
+        Ok(loss / batch.len() as f64)
+    }
+
+    fn sample(&self, room: &mut Room, parameters: &[Vec<f32>], feed: &Feed, share: f32, into: &mut Gradients) -> f64 {
+        let Room { teacher, student, scratch } = room;
+        self.teacher.forward(teacher, &[], feed);
+        self.student.forward(student, parameters, feed);
+        let mut loss = 0.0;
+        let each = share * self.feature_weight / self.features.len().max(1) as f32;
+        for (points, share) in [(&self.outputs, share), (&self.features, each)] {
+            for point in points {
+                let found = point.loss((self.teacher, teacher), (self.student, student), Some(share), scratch);
+                loss += f64::from(found) * f64::from(share);
+            }
+        }
+        self.student.backward(student, parameters, into);
+        loss / f64::from(share)
+    }
+
+    /// What held-out samples say of some parameters.
+    pub(super) fn look(&self, parameters: &[Vec<f32>], held: &[usize]) -> Result<Look> {
+        let each = held.par_iter().with_max_len(4).map(|&sample| {
+            let feed = self.samples.feed(sample)?;
+            Ok(self.with_room(|room| {
+                let Room { teacher, student, scratch } = room;
+                self.teacher.forward(teacher, &[], &feed);
+                self.student.forward(student, parameters, &feed);
+                let (mut loss, mut same, mut energy) = (0.0, 0.0, [0.0; 2]);
+                for point in &self.outputs {
+                    loss += f64::from(point.loss((self.teacher, teacher), (self.student, student), None, scratch));
+                    let t = self.teacher.value(teacher, &point.teacher);
+                    let s = self.student.value(student, &point.student);
+                    if point.kind == Kind::Scores {
+                        same += f64::from(u8::from(largest(t) == largest(s))) / self.outputs.len() as f64;
+                    }
+                    energy[0] += t.iter().zip(s).map(|(t, s)| f64::from((t - s) * (t - s))).sum::<f64>();
+                    energy[1] += t.iter().map(|t| f64::from(t * t)).sum::<f64>();
+                }
+                (loss, same, energy)
+            }))
+        });
+        let each: Vec<Result<(f64, f64, [f64; 2])>> = each.collect();
+        let each = each.into_iter().collect::<Result<Vec<_>>>()?;
+        let count = each.len().max(1) as f64;
+        let scores = self.outputs.iter().any(|p| p.kind == Kind::Scores);
+        let energy = |i: usize| each.iter().map(|e| e.2[i]).sum::<f64>();
+        let agreement = match scores {
+            true => each.iter().map(|e| e.1).sum::<f64>() / count,
+            false => 1.0 - energy(0) / energy(1).max(f64::MIN_POSITIVE),
+        };
+        Ok(Look { loss: each.iter().map(|e| e.0).sum::<f64>() / count, agreement })
+    }
+
+    /// The samples of an epoch in an order of its own.
+    pub(super) fn order(&self, all: &[usize], epoch: u64) -> Vec<usize> {
+        let mut order = all.to_vec();
+        order.shuffle(&mut Pcg64Mcg::seed_from_u64(mixed(self.seed, epoch, u64::MAX)));
+        order
+    }
+}
+
+impl Part {
+    pub(super) fn gradients(&self) -> &Gradients {
+        &self.gradients
+    }
+}
+
+/// A step at some part of the way; false if the gradient is no number.
+pub(super) fn step(optimizer: &mut Optimizer, part: &Part, rate: f32, way: f32) -> bool {
+    optimizer.step(part.gradients(), rate * cycle(way))
+}
+
+fn largest(scores: &[f32]) -> usize {
+    (0..scores.len()).fold(0, |best, at| if scores[at] > scores[best] { at } else { best })
+}
+
+/// One seed of three numbers (the finaliser of SplitMix64).
+fn mixed(seed: u64, a: u64, b: u64) -> u64 {
+    [a, b].into_iter().fold(seed, |state, x| {
+        let z = (state ^ x).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    })
+}
