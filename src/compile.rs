@@ -1,6 +1,8 @@
 //! The conductor: one line a stage.
 
 use crate::compare::{Scorer, draw};
+#[cfg(feature = "tune")]
+use crate::distil::Taught;
 use crate::error::{Error, Result};
 use crate::group::{Grouping, find_groups};
 use crate::images::Samples;
@@ -11,9 +13,11 @@ use crate::origin::Origin;
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
-use crate::report::{Change, Report};
+use crate::report::{Change, Report, Tuning};
 use crate::rewrite::narrowed;
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
+#[cfg(feature = "tune")]
+use crate::tune::tuned;
 use crate::verify::verify;
 
 /// The result of a run.
@@ -84,6 +88,28 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
     };
+    let verified = match (&compiled, &options.verify) {
+        (Some(compiled), Some(how)) => {
+            progress.stage("verifying", "verifying with tract");
+            Some(verify(model, &made.plan, compiled, how)?)
+        }
+        _ => None,
+    };
+    let tuning: Option<Tuning> = None;
+    #[cfg(feature = "tune")]
+    let (mut verified, mut written, mut compiled, mut tuning) = (verified, written, compiled, tuning);
+    #[cfg(feature = "tune")]
+    if let (Some(tutoring), Some(how), Some(smaller), Some(compiled)) =
+        (&options.tuning, &options.verify, &mut written, &mut compiled)
+    {
+        progress.stage("tuning", "tuning: the original teaches what was decomposed");
+        let shapes = &options.groups.input_shapes;
+        let done = tuned(model, &compiled.model, &tutoring.images, shapes, &tutoring.options, &progress)?;
+        progress.stage("verifying", "verifying with tract again");
+        let taught = Taught::new(smaller, model, &done, how)?;
+        (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
+        tuning = Some(done.tuning);
+    }
     let origin = Origin::of(original, options, made.origin, scored.as_ref())?;
     let written = written.map(|written| origin.stamp(&written));
     let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
@@ -113,10 +139,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.timings = progress.timings();
         return Ok(Compilation { model: None, report, plan, pictures, unchanged: None });
     };
-    if let Some(how) = &options.verify {
-        progress.stage("verifying", "verifying with tract");
-        report.verification = Some(verify(model, &made.plan, &compiled, how)?);
-    }
+    (report.verification, report.tuning) = (verified, tuning);
     if let Some(scorer) = &scorer {
         progress.stage("classifying", "classifying the images again");
         report.score = Some(scorer.score(&compiled.model)?);

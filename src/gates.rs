@@ -15,6 +15,9 @@ pub struct Gates {
 /// What follows from a gate that is not met.
 pub(crate) const SMALLER: &str = "nothing was written; ask for a smaller ratio";
 
+#[cfg(feature = "tune")]
+pub(crate) const LONGER: &str = "nothing was written; tune longer, or a model of a smaller ratio";
+
 impl Gates {
     /// Refuses, before any work, bounds that are none.
     pub(crate) fn sound(&self) -> Result<()> {

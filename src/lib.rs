@@ -33,7 +33,10 @@
 //!
 //! Stage by stage the same is [`find_groups`], [`Plan::build`], [`apply`], [`verify()`] and [`Report`].
 
-#![cfg_attr(not(feature = "verify"), allow(dead_code, reason = "calibration plans and amends, and runs models"))]
+#![cfg_attr(
+    not(feature = "tune"),
+    allow(dead_code, reason = "calibration plans and amends, tuning trains, both run models")
+)]
 #![warn(missing_docs, missing_debug_implementations, unreachable_pub, clippy::missing_errors_doc)]
 #![warn(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
 #![warn(clippy::exit)]
@@ -60,6 +63,8 @@ mod calibrate;
 mod compare;
 #[cfg(feature = "verify")]
 mod compile;
+#[cfg(feature = "tune")]
+mod distil;
 #[cfg(feature = "verify")]
 mod gates;
 #[cfg(feature = "verify")]
@@ -89,6 +94,8 @@ pub use calibrate::CalibrationInputs;
 pub use compare::{COMPARISON_VERSION, CompareOptions, Comparison, OutputRow, VerifyOptions, compare, score};
 #[cfg(feature = "verify")]
 pub use compile::{Compilation, compile};
+#[cfg(feature = "tune")]
+pub use distil::{Distillation, TUNING_VERSION, TuningReport, tune};
 pub use error::{Error, Result};
 pub use factor::{Form, Scheme, Unfolding};
 #[cfg(feature = "verify")]
@@ -100,6 +107,8 @@ pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
 pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
 #[cfg(feature = "verify")]
 pub use options::Options;
+#[cfg(feature = "tune")]
+pub use options::Tutoring;
 #[cfg(feature = "verify")]
 pub use origin::check;
 #[cfg(feature = "verify")]
@@ -109,11 +118,11 @@ pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, Sche
 pub use plan::{PlanFile, PlannedCalibration, Replay};
 pub use report::{
     AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,
-    Totals, Verification,
+    Totals, Tuning, TuningRow, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "tune")]
-pub use tune::{Budget, TuneOptions, Tuning, TuningRow, tune};
+pub use tune::{Budget, Stop, TuneOptions};
 #[cfg(feature = "verify")]
 pub use verify::{REWRITE_TOLERANCE, verify};
 

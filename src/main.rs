@@ -58,6 +58,12 @@ fn harmless(line: &str) -> String {
 /// Ends the process on Ctrl-C, after a file that is just being written.
 fn heed_interrupts() {
     let ended = ctrlc::set_handler(|| {
+        if cli::stop().ask() {
+            say(
+                "onnx-jmd: tuning ends: the best model so far is verified and written; interrupt again to write nothing",
+            );
+            return;
+        }
         let _whole = writing();
         say("onnx-jmd: interrupted");
         #[allow(clippy::exit, reason = "the conventional status of an interrupted command")]
@@ -102,6 +108,7 @@ fn compressed(job: CompressJob) -> Result<()> {
         ("--plan-out", job.plan_out.as_ref()),
         ("--report", job.report.as_ref()),
         ("--json", json),
+        ("--resume", job.resume.as_ref()),
     ];
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", named(&job.input)));
@@ -181,11 +188,30 @@ fn verified(job: &VerifyJob) -> Result<()> {
 /// `onnx-jmd tune`.
 fn tuned(job: &TuneJob) -> Result<()> {
     let progress = begin(&job.output)?;
+    streams::check_output(&job.model_output, job.output.json.as_deref(), false)?;
+    let model_output = Some(job.model_output.clone());
+    let targets =
+        [("the output", file(&model_output)), ("--json", file(&job.output.json)), ("--resume", job.resume.as_ref())];
+    check_outputs([&job.student, &job.teacher].into_iter().chain(&job.read), &targets)?;
+    if is_stream(&job.student) && is_stream(&job.teacher) {
+        return Err(Error::Options(
+            "only one of two models can come from standard input: name a file for the other".into(),
+        ));
+    }
+    progress(&format!("reading {} and {}", named(&job.student), named(&job.teacher)));
     let (student, teacher) = (streams::open(&job.student)?, streams::open(&job.teacher)?);
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let (model, tuning) = tune(&teacher, &student, &job.images, &job.options, &stop, &progress)?;
-    model.save(&job.model_output)?;
-    progress(&format!("{tuning:?}"));
+    let (model, report) = tune(&teacher, &student, &job.distillation, &progress)?;
+    {
+        let _whole = writing();
+        if let Some(path) = file(&model_output) {
+            model.save(path)?;
+        }
+        tell(&job.output, is_stream(&job.model_output), || report.to_json(), &report)?;
+    }
+    if is_stream(&job.model_output) {
+        streams::give(&model)?;
+    }
+    progress("done");
     Ok(())
 }
 

@@ -9,6 +9,8 @@ use crate::images::Images;
 use crate::onnx::Model;
 use crate::plan::{self, PlanOptions, PlannedCalibration, Replay};
 use crate::report::Report;
+#[cfg(feature = "tune")]
+use crate::tune::TuneOptions;
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -28,6 +30,9 @@ pub struct Options {
     /// Instead of a ratio: the largest at which what is kept on held-out calibration samples falls by at most this share. Equal
     /// top-1 classes or, of other outputs, the share of their energy that is not error.
     pub max_drop: Option<f64>,
+    /// Train what was decomposed to do what the original does.
+    #[cfg(feature = "tune")]
+    pub tuning: Option<Tutoring>,
     /// Images to classify before and after.
     pub images: Option<Images>,
     /// Decisions taken before, instead of new ones. The other options should be those of its file.
@@ -42,6 +47,16 @@ pub struct Options {
     pub dry_run: bool,
 }
 
+/// Tuning as a part of a run.
+#[cfg(feature = "tune")]
+#[derive(Debug, Clone)]
+pub struct Tutoring {
+    /// What is shown: all of them, however few are calibrated on.
+    pub images: Vec<Images>,
+    /// How.
+    pub options: TuneOptions,
+}
+
 impl Default for Options {
     /// [`PlanOptions::default`], verified, no gates.
     fn default() -> Self {
@@ -53,6 +68,8 @@ impl Default for Options {
             calibration: None,
             repair: true,
             max_drop: None,
+            #[cfg(feature = "tune")]
+            tuning: None,
             images: None,
             replay: None,
             plan_text: false,
@@ -121,6 +138,13 @@ impl Options {
         }
         if self.gates.min_agreement.is_some() && self.verify.is_none() && self.images.is_none() {
             return Err(Error::Options("--min-agreement needs verification or --images".into()));
+        }
+        #[cfg(feature = "tune")]
+        if let Some(tuning) = &self.tuning {
+            tuning.options.check()?;
+            if self.verify.is_none() {
+                return Err(Error::Options("--tune needs verification: leave out --no-verify".into()));
+            }
         }
         if self.replay.is_some() && self.max_drop.is_some() {
             return Err(Error::Options("a plan is replayed as it is: leave out --max-drop".into()));

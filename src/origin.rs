@@ -80,7 +80,14 @@ fn hashed(parts: &[&str]) -> String {
 fn asked(options: &Options) -> String {
     let Options { plan, groups, max_drop, .. } = options;
     let repair = options.calibration.as_ref().map(|_| options.repair);
-    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}")
+    let text = format!("{plan:?} {groups:?} {max_drop:?} {repair:?}");
+    #[cfg(feature = "tune")]
+    let text = options.tuning.as_ref().map_or(text.clone(), |tuning| {
+        // Its images by what they are called: to hash all takes as long as to look at them.
+        let sources: Vec<String> = tuning.images.iter().map(|i| format!("{} {:?}", i.what(), i.seed())).collect();
+        format!("{text} {} {sources:?}", tuning.options.asked())
+    });
+    text
 }
 
 /// Bounds that the result was held against, and on what; whether it was proved.

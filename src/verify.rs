@@ -7,7 +7,11 @@ use crate::onnx::Model;
 use crate::plan::Plan;
 use crate::report::{Approximation, Parts, Verification};
 use crate::rewrite::{Compiled, reference};
+#[cfg(feature = "tune")]
+use crate::runtime::Feed;
 use crate::runtime::{Input, Runner, inputs};
+#[cfg(feature = "tune")]
+use ndarray::ArrayD;
 
 /// Largest rewrite error that rounding explains: f32 products summed in another order through a hundred layers
 /// stay below 1e-4 of the largest output, a wrong pad or stride is a thousand times that.
@@ -39,6 +43,31 @@ fn whole(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOption
     let original = outputs(model, "the model")?;
     let decided = outputs(&reference(model, plan, compiled)?, "the reference")?;
     let written = outputs(&compiled.model, "the compressed model")?;
+    let tally = |a: &[_], b: &[_]| {
+        let mut tally = Tally::default();
+        tally.add(a, b);
+        tally
+    };
+    let approximation = tally(&original, &written).approximation();
+    found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None)
+}
+
+/// Runs a tuned model against what the trainable view computes for it, and against the original.
+///
+/// # Errors
+/// As [`verify`], but without parts.
+#[cfg(feature = "tune")]
+pub(crate) fn proved(
+    original: &Model,
+    tuned: &Model,
+    computed: &dyn Fn(&Feed) -> Vec<ArrayD<f32>>,
+    options: &VerifyOptions,
+) -> Result<Verification> {
+    let inputs = inputs(original, &options.input_shapes)?;
+    let feeds = draw(&inputs, options.inputs, options.seed);
+    let outputs = |model: &Model, what| Runner::load(model, &inputs, what)?.run_all(&feeds);
+    let (original, written) = (outputs(original, "the model")?, outputs(tuned, "the tuned model")?);
+    let decided: Vec<Vec<ArrayD<f32>>> = feeds.iter().map(computed).collect();
     let tally = |a: &[_], b: &[_]| {
         let mut tally = Tally::default();
         tally.add(a, b);

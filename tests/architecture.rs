@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 23] = [
+const ORDER: [&str; 25] = [
     "error",
     "progress",
     "factor",
@@ -16,10 +16,12 @@ const ORDER: [&str; 23] = [
     "report",
     "runtime",
     "gradient",
+    "tune",
     "calibrate",
     "gates",
     "compare",
     "verify",
+    "distil",
     "inspect",
     "picture",
     "options",
@@ -30,9 +32,10 @@ const ORDER: [&str; 23] = [
 ];
 
 /// Crates and the only files that may use them.
-const OWNERS: [(&str, &[&str]); 10] = [
+const OWNERS: [(&str, &[&str]); 11] = [
     ("prost", &["src/onnx/model.rs", "src/onnx/external.rs"]),
-    ("faer", &["src/factor/linalg.rs"]),
+    ("faer", &["src/factor/linalg.rs", "src/tune/product.rs"]),
+    ("pulp", &["src/tune/simd.rs"]),
     ("tract_onnx", &["src/runtime.rs"]),
     ("tract_core", &["src/runtime.rs"]),
     ("npyz", &["src/images/npy.rs"]),
@@ -49,6 +52,7 @@ const OWNERS: [(&str, &[&str]); 10] = [
             "src/cli/config.rs",
             "src/cli/inspect.rs",
             "src/cli/shared.rs",
+            "src/cli/tune.rs",
             "src/cli/verify.rs",
             "src/cli/zoo.rs",
         ],

@@ -2,10 +2,11 @@
 
 use super::config::Settings;
 use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
+use super::tune::{Tuning, budget};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
-    CalibrationInputs, Error, Images, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing, RankPolicy,
-    Replay, Result, Scheme, SchemeChoice, Unfolding,
+    Budget, CalibrationInputs, Error, Images, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing,
+    RankPolicy, Replay, Result, Scheme, SchemeChoice, Tutoring, Unfolding,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -140,6 +141,15 @@ pub(super) struct Compress {
     #[arg(long, help_heading = "Calibration")]
     no_repair: bool,
 
+    /// Then train what was decomposed to give the original's answers, on all the images that --calib names (drawn ones without) and
+    /// without labels: for 10m, 90s or 1h, or for 5epochs, which gives the same result on every run. Ctrl-C ends it early and keeps
+    /// the best so far
+    #[arg(long, value_name = "TIME|Nepochs", value_parser = budget, help_heading = "Tuning")]
+    tune: Option<Budget>,
+
+    #[command(flatten)]
+    tuning: Tuning,
+
     /// Do not run the models; the result is written without proof
     #[arg(long, help_heading = "Verification")]
     no_verify: bool,
@@ -268,6 +278,8 @@ pub struct CompressJob {
     pub plan_out: Option<PathBuf>,
     /// Where the report in pictures goes.
     pub report: Option<PathBuf>,
+    /// Where the state of tuning is kept.
+    pub resume: Option<PathBuf>,
     /// Whether large tensors are stored beside the model.
     pub external_data: bool,
     /// Whether the model that is there is only looked at.
@@ -322,6 +334,7 @@ impl Compress {
             Some(CalibrationSource::Path(path)) => Some(path.clone()),
             _ => None,
         };
+        let shown = samples.clone();
         let settings = self.settings.as_ref().map(Settings::path);
         let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).chain(settings).collect();
         let asked = Asked {
@@ -337,6 +350,13 @@ impl Compress {
             Some(planned) => asked.replayed(planned, &preprocessing)?,
             None => asked.anew(&preprocessing)?,
         };
+        let tuning = match self.tune {
+            Some(budget) => Some(Tutoring {
+                images: self.tuning.images(shown.as_deref(), self.verification.seed, &preprocessing)?,
+                options: self.tuning.options(budget, !self.no_mirror, self.verification.seed)?,
+            }),
+            None => None,
+        };
         if self.cache.is_some() && calibration.is_none() {
             return Err(Error::Options("--cache needs calibration: leave out --calib none, or give --calib".into()));
         }
@@ -348,6 +368,7 @@ impl Compress {
             calibration: calibration.map(|c| CalibrationInputs { cache: self.cache, ..c }),
             repair,
             max_drop: self.max_drop,
+            tuning,
             images,
             replay: file.map(|file| Replay { file, retrained: self.retrained }),
             plan_text: self.plan_out.is_some(),
@@ -362,6 +383,7 @@ impl Compress {
             model_output: self.model_output.filter(|_| !self.dry_run),
             plan_out: self.plan_out,
             report: self.report,
+            resume: self.tuning.resume,
             external_data: self.external_data,
             check: self.check,
             timings: self.timings,

@@ -14,7 +14,7 @@ pub use compress::CompressJob;
 pub use inspect::InspectJob;
 pub use memory::Bounded;
 pub use shared::Output;
-pub use tune::TuneJob;
+pub use tune::{TuneJob, stop};
 pub use verify::VerifyJob;
 pub use zoo::ZooJob;
 
@@ -170,11 +170,14 @@ Exit codes:
   11 zoo: some models were refused; the summary says which and why
   12 --check: the output is not what a run would write; the message says why
   13 it would take more memory than --max-memory; nothing was written
+  14 --tune, tune: it cannot be tuned; the message says why
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2
   onnx-jmd in.onnx out.onnx --ratio 4 --scheme separate --calib folder-of-pictures
   onnx-jmd in.onnx out.onnx --ratio 22 --scheme bi-jsvd --split 0.3
+  onnx-jmd in.onnx out.onnx --ratio 8 --calib folder-of-pictures --tune 10m
+  onnx-jmd tune small.onnx tuned.onnx --teacher in.onnx --calib folder-of-pictures
   onnx-jmd in.onnx --ratio 4 --dry-run --plan-out plan.toml
   onnx-jmd in.onnx out.onnx --plan plan.toml
   onnx-jmd in.onnx out.onnx --ratio 1.5 --images test.npy --labels classes.npy --min-agreement 0.95

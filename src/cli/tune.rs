@@ -1,60 +1,90 @@
 //! `onnx-jmd tune`, and what it has in common with `--tune`.
 
-use super::shared::{Output, Pixels, Shapes};
+use super::shared::{Accuracy, Output, Pixels, Verification};
 use clap::Args;
-use onnx_jmd::{Budget, Error, Images, Result, TuneOptions};
-use std::path::PathBuf;
+use onnx_jmd::{Budget, Distillation, Images, Preprocessing, Result, Stop, TuneOptions};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// How to tune.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Tuning")]
-pub(super) struct Schooling {
-    /// Images a step
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
-
-    /// The highest rate of learning, relative to each tensor's size
-    #[arg(long, value_name = "RATE", default_value_t = TuneOptions::default().rate)]
-    rate: f32,
-
-    /// Weight of the values inside the networks beside the outputs
-    #[arg(long, value_name = "W", default_value_t = TuneOptions::default().features)]
-    features: f32,
-
-    /// Train every weight, not only what was rewritten
-    #[arg(long)]
+pub(super) struct Tuning {
+    /// Train every weight, not only what was decomposed or refitted
+    #[arg(long, requires = "tune")]
     tune_all: bool,
 
+    /// Show N pictures drawn by chance beside the images
+    #[arg(long, requires = "tune", value_name = "N", default_value_t = 0)]
+    tune_drawn: u32,
+
+    /// Keep the state of tuning in this file after every look at held-out images, and go on from there if it holds one of the same
+    /// run: after an interrupt, or with a longer time
+    #[arg(long, requires = "tune", value_name = "FILE")]
+    pub(super) resume: Option<PathBuf>,
+
+    /// Images a step
+    #[arg(long, requires = "tune", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+
+    /// The highest rate of learning: a step changes each tensor by up to this share of its size
+    #[arg(long, requires = "tune", value_name = "RATE", default_value_t = TuneOptions::default().rate)]
+    tune_rate: f32,
+
+    /// Weight of what the blocks of the network give beside its outputs; 0 for the outputs alone
+    #[arg(long, requires = "tune", value_name = "W", default_value_t = TuneOptions::default().features)]
+    tune_features: f32,
+
     /// Largest shift of an image, as a share of its side
-    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().shift)]
-    shift: f32,
+    #[arg(long, requires = "tune", value_name = "SHARE", default_value_t = TuneOptions::default().shift)]
+    tune_shift: f32,
 
-    /// Share of images that are mixed with another
-    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
-    mix: f32,
-
-    /// Decay of the average of weights
-    #[arg(long, value_name = "D", default_value_t = TuneOptions::default().average)]
-    average: f32,
+    /// Share of images that are mixed with another one
+    #[arg(long, requires = "tune", value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
+    tune_mix: f32,
 }
 
-impl Schooling {
-    pub(super) fn options(&self, budget: Budget, mirror: bool, seed: u64, shapes: &Shapes) -> TuneOptions {
-        TuneOptions {
+impl Tuning {
+    pub(super) fn options(&self, budget: Budget, mirror: bool, seed: u64) -> Result<TuneOptions> {
+        let options = TuneOptions {
             budget,
             batch: self.batch as usize,
-            rate: self.rate,
-            features: self.features,
+            rate: self.tune_rate,
+            features: self.tune_features,
             all: self.tune_all,
             mirror,
-            shift: self.shift,
-            mix: self.mix,
-            average: self.average,
+            shift: self.tune_shift,
+            mix: self.tune_mix,
             seed,
-            input_shapes: shapes.input_shape.clone(),
-        }
+            resume: self.resume.clone(),
+            stop: stop().clone(),
+        };
+        options.check()?;
+        Ok(options)
     }
+
+    /// What is shown: images from a path, and as many drawn ones as are asked for, or the usual number if there are no others.
+    pub(super) fn images(&self, path: Option<&Path>, seed: u64, how: &Preprocessing) -> Result<Vec<Images>> {
+        let mut images = Vec::new();
+        if let Some(path) = path {
+            images.push(Images::open(path, None, how)?);
+        }
+        if path.is_none() || self.tune_drawn > 0 {
+            let count = if self.tune_drawn == 0 { DRAWN } else { self.tune_drawn as usize };
+            images.push(Images::drawn(seed, count, how)?);
+        }
+        Ok(images)
+    }
+}
+
+/// Pictures that are drawn where no images are given.
+const DRAWN: usize = 5000;
+
+/// The process's wish to end tuning early.
+pub fn stop() -> &'static Stop {
+    static STOP: OnceLock<Stop> = OnceLock::new();
+    STOP.get_or_init(Stop::default)
 }
 
 /// `90s`, `10m`, `1.5h` or `5epochs`.
@@ -74,10 +104,13 @@ pub(super) fn budget(text: &str) -> std::result::Result<Budget, String> {
     }
 }
 
-/// Train a smaller model to do what the original does, by any images and without labels
+/// Train a smaller model to give the original's answers, by any images and without labels
+///
+/// The smaller model may be one that this tool or any other made: what it holds and its teacher does not is trained. Ctrl-C ends
+/// it early and writes the best model so far.
 #[derive(Debug, Args)]
 pub(super) struct Tune {
-    /// The model to tune
+    /// The model to tune; it is never changed
     #[arg(value_name = "SMALL.onnx")]
     student: PathBuf,
 
@@ -89,27 +122,26 @@ pub(super) struct Tune {
     #[arg(long, value_name = "IN.onnx")]
     teacher: PathBuf,
 
-    /// The images
-    #[arg(long, value_name = "PATH")]
-    calib: PathBuf,
-
-    /// How long
+    /// How long: a time, or a number of passes over the images, which gives the same result on every run
     #[arg(long, value_name = "TIME|Nepochs", value_parser = budget, default_value = "10m")]
     tune: Budget,
 
-    /// Do not show mirror images
+    /// What is shown: a folder of pictures, a .npy, a .npz or ONNX tensors; pictures drawn by chance if it is left out
+    #[arg(long, value_name = "PATH")]
+    calib: Option<PathBuf>,
+
+    /// Do not show mirror images: for models that tell left from right, as of text or digits
     #[arg(long)]
     no_mirror: bool,
 
-    /// Of order, views and mixtures
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    #[command(flatten)]
+    tuning: Tuning,
 
     #[command(flatten)]
-    shapes: Shapes,
+    verification: Verification,
 
     #[command(flatten)]
-    schooling: Schooling,
+    accuracy: Accuracy,
 
     #[command(flatten)]
     pixels: Pixels,
@@ -127,22 +159,30 @@ pub struct TuneJob {
     pub teacher: PathBuf,
     /// Where the result goes.
     pub model_output: PathBuf,
-    /// What is shown.
-    pub images: Images,
+    /// What is read besides.
+    pub read: Vec<PathBuf>,
+    /// Where the state is kept.
+    pub resume: Option<PathBuf>,
     /// How.
-    pub options: TuneOptions,
+    pub distillation: Distillation,
     /// Where the facts go.
     pub output: Output,
 }
 
 impl Tune {
     pub(super) fn job(self) -> Result<TuneJob> {
-        let options = self.schooling.options(self.tune, !self.no_mirror, self.seed, &self.shapes);
-        if !(options.rate > 0.0 && options.rate.is_finite()) {
-            return Err(Error::Options("--rate must be above 0".into()));
-        }
-        let images = Images::open(&self.calib, None, &self.pixels.preprocessing())?;
+        let seed = self.verification.seed;
+        let preprocessing = self.pixels.preprocessing();
+        let distillation = Distillation {
+            tune: self.tuning.options(self.tune, !self.no_mirror, seed)?,
+            images: self.tuning.images(self.calib.as_deref(), seed, &preprocessing)?,
+            verify: self.verification.options(self.verification.shapes.input_shape.clone()),
+            scored: self.accuracy.open(&preprocessing)?,
+            gates: self.verification.gates(),
+        };
+        let read = self.accuracy.paths().chain(self.calib).collect();
+        let resume = self.tuning.resume;
         let Self { student, teacher, model_output, output, .. } = self;
-        Ok(TuneJob { student, teacher, model_output, images, options, output })
+        Ok(TuneJob { student, teacher, model_output, read, resume, distillation, output })
     }
 }

@@ -1,4 +1,4 @@
-//! Eigendecompositions and orthonormal bases in f64: the only user of faer.
+//! Eigendecompositions and orthonormal bases in f64: the only user of faer beside the products of tuning.
 //!
 //! What runs on several threads is cut into the same parts whatever their number, so that results never depend on it.
 

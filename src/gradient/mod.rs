@@ -9,9 +9,12 @@ mod window;
 
 use crate::onnx::{Graph, captures};
 use ndarray::ArrayD;
-pub(crate) use rule::{Constants, Rule, Unary, read};
+#[cfg(feature = "tune")]
+pub(crate) use rule::Unary;
+pub(crate) use rule::{Constants, Rule, read};
 use std::collections::{HashMap, HashSet};
 
+#[cfg(feature = "tune")]
 pub(crate) use window::{Run, Slide, is_pointwise, runs};
 
 /// The derivative of one node by itself.
@@ -272,4 +275,4 @@ fn operands<'g>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,7 +21,7 @@ const STEP: f32 = 4e-3;
 const TOLERANCE: f32 = 1e-2;
 
 /// A model whose input `x` is doubled to the wanted value `w`.
-struct Net {
+pub(crate) struct Net {
     graph: GraphProto,
     dims: Vec<usize>,
     opset: i64,
@@ -40,11 +40,12 @@ impl Net {
         };
         let graph = GraphProto { name: Some("test".into()), input: vec![input], ..GraphProto::default() };
         let net = Self { graph, dims: dims.to_vec(), opset: 17, rng: Pcg64Mcg::seed_from_u64(3) };
-        net.floats("two", &[], &[2.0]).node("Mul", "x two", "w", &[])
+        let count = dims.iter().product();
+        net.floats("two", dims, &vec![2.0; count]).node("Mul", "x two", "w", &[])
     }
 
     /// The model `y = operator(w, constants)` with random constants of these shapes.
-    fn of(dims: &[usize], operator: &str, constants: &[&[usize]], attributes: &[AttributeProto]) -> Self {
+    pub(crate) fn of(dims: &[usize], operator: &str, constants: &[&[usize]], attributes: &[AttributeProto]) -> Self {
         let mut net = Self::new(dims);
         let mut reads = "w".to_owned();
         for (index, shape) in constants.iter().enumerate() {
@@ -54,27 +55,27 @@ impl Net {
         net.node(operator, &reads, "y", attributes)
     }
 
-    fn opset(self, opset: i64) -> Self {
+    pub(crate) fn opset(self, opset: i64) -> Self {
         Self { opset, ..self }
     }
 
-    fn floats(mut self, name: &str, dims: &[usize], values: &[f32]) -> Self {
+    pub(crate) fn floats(mut self, name: &str, dims: &[usize], values: &[f32]) -> Self {
         self.graph.initializer.push(float_initializer(name.into(), dims, values.iter().copied()));
         self
     }
 
     /// Numbers of either sign, none near zero.
-    fn random(mut self, name: &str, dims: &[usize]) -> Self {
+    pub(crate) fn random(mut self, name: &str, dims: &[usize]) -> Self {
         let values: Vec<f32> = uniform(&mut self.rng, dims.iter().product());
         self.floats(name, dims, &values.iter().map(|v| v + v.signum() / 2.0).collect::<Vec<_>>())
     }
 
-    fn positive(mut self, name: &str, dims: &[usize]) -> Self {
+    pub(crate) fn positive(mut self, name: &str, dims: &[usize]) -> Self {
         let values: Vec<f32> = uniform(&mut self.rng, dims.iter().product());
         self.floats(name, dims, &values.iter().map(|v| v.abs() + 0.5).collect::<Vec<_>>())
     }
 
-    fn integers(mut self, name: &str, values: &[i64]) -> Self {
+    pub(crate) fn integers(mut self, name: &str, values: &[i64]) -> Self {
         self.graph.initializer.push(TensorProto {
             name: Some(name.into()),
             dims: vec![values.len() as i64],
@@ -86,7 +87,7 @@ impl Net {
     }
 
     /// Names apart by spaces; `_` for an input that is left out.
-    fn node(mut self, operator: &str, reads: &str, writes: &str, attributes: &[AttributeProto]) -> Self {
+    pub(crate) fn node(mut self, operator: &str, reads: &str, writes: &str, attributes: &[AttributeProto]) -> Self {
         let split = |text: &str| text.split(' ').map(|n| n.replace('_', "")).collect();
         self.graph.node.push(NodeProto {
             op_type: Some(operator.into()),
@@ -99,7 +100,7 @@ impl Net {
         self
     }
 
-    fn model(&self, outputs: &str) -> Model {
+    pub(crate) fn model(&self, outputs: &str) -> Model {
         let mut graph = self.graph.clone();
         let named = |name: &str| ValueInfoProto { name: Some(name.into()), ..ValueInfoProto::default() };
         graph.output = outputs.split(' ').map(named).collect();
@@ -145,6 +146,9 @@ impl Net {
             let length = 2.0 * found.mapv(|f| f * f).sum().sqrt();
             assert!(length > 0.0 && (expected - actual).abs() <= TOLERANCE * length, "{what}: {expected} {actual}");
         }
+        // The same of the trainable view, by a weight: the factor that `w` is `x` times.
+        #[cfg(feature = "tune")]
+        crate::tune::tests::check(&model, &x, &["two"], &what);
     }
 }
 
@@ -153,12 +157,12 @@ fn uniform(rng: &mut Pcg64Mcg, count: usize) -> Vec<f32> {
     (0..count).map(|_| all.sample(rng)).collect()
 }
 
-fn random(rng: &mut Pcg64Mcg, shape: &[usize]) -> ArrayD<f32> {
+pub(crate) fn random(rng: &mut Pcg64Mcg, shape: &[usize]) -> ArrayD<f32> {
     ArrayD::from_shape_vec(shape, uniform(rng, shape.iter().product())).unwrap()
 }
 
 /// Odd multiples of 1/64 in random order, each once: doubled, they keep 1/32 from whole numbers and 1/16 from each other.
-fn off_the_kinks(rng: &mut Pcg64Mcg, shape: &[usize]) -> ArrayD<f32> {
+pub(crate) fn off_the_kinks(rng: &mut Pcg64Mcg, shape: &[usize]) -> ArrayD<f32> {
     let count: usize = shape.iter().product();
     let keys = uniform(rng, count);
     let mut order: Vec<usize> = (0..count).collect();
@@ -167,12 +171,12 @@ fn off_the_kinks(rng: &mut Pcg64Mcg, shape: &[usize]) -> ArrayD<f32> {
     ArrayD::from_shape_vec(shape, order.into_iter().map(value).collect()).unwrap()
 }
 
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
+pub(crate) fn ints(name: &str, values: &[i64]) -> AttributeProto {
     let r#type = Some(AttributeType::Ints as i32);
     AttributeProto { name: Some(name.into()), r#type, ints: values.to_vec(), ..AttributeProto::default() }
 }
 
-fn int(name: &str, value: i64) -> AttributeProto {
+pub(crate) fn int(name: &str, value: i64) -> AttributeProto {
     let r#type = Some(AttributeType::Int as i32);
     AttributeProto { name: Some(name.into()), r#type, i: Some(value), ..AttributeProto::default() }
 }

@@ -39,7 +39,7 @@ pub use model::{InputShape, Model, write_whole, writing};
 pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use precision::Precision;
 pub(crate) use shapes::Resolutions;
-#[cfg(feature = "verify")]
+#[cfg(feature = "tune")]
 pub(crate) use stretch::float_value;
 #[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};

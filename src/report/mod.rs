@@ -1,10 +1,14 @@
 //! What was decided, saved and measured: one value, printed as tables or as JSON.
 
 mod text;
+mod tuning;
 
+pub use tuning::{Tuning, TuningRow};
+
+pub(crate) use text::percent;
 pub(crate) use text::{blocks, left_alone, table, thousands};
 #[cfg(feature = "verify")]
-pub(crate) use text::{kernels, percent, ranks};
+pub(crate) use text::{kernels, ranks};
 
 use crate::group::{Grouping, RepeatedBlock, Skipped};
 use crate::onnx::{Conv, Graph, Model, SkipReason};
@@ -54,6 +58,9 @@ pub struct Report {
     pub verification: Option<Verification>,
     /// Top-1 on the user's images.
     pub score: Option<Score>,
+    /// What tuning did, where it was asked for.
+    #[serde(default)]
+    pub tuning: Option<Tuning>,
     /// Things to know that stop nothing.
     pub notes: Vec<String>,
     /// Seconds that each stage took; left out of the tables unless [`Report::with_timings`].
@@ -329,6 +336,7 @@ impl Report {
             refitted: compiled.map_or(Vec::new(), |c| c.refitted(plan)),
             verification: None,
             score: None,
+            tuning: None,
             notes: Vec::new(),
             timings: Vec::new(),
             show_timings: false,

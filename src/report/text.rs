@@ -1,6 +1,6 @@
 //! The report as text: tables, and lists of names.
 
-use super::{Approximation, BlockRow, GroupRow, LeftRow, Report};
+use super::{Approximation, BlockRow, GroupRow, LeftRow, Report, Verification};
 use comfy_table::{CellAlignment, Table, presets};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -162,6 +162,30 @@ impl fmt::Display for Approximation {
     }
 }
 
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let v = self;
+        writeln!(f, "Verification by tract, {} seeded inputs", v.inputs)?;
+        if let Some(parts) = &v.parts {
+            writeln!(f, "  NOT as a whole: {}", parts.reason)?;
+            writeln!(f, "  each of {} decomposed convolutions by itself, at its own output", parts.checked)?;
+            if !parts.unchecked.is_empty() {
+                writeln!(f, "  not at all: {}", parts.unchecked.join(", "))?;
+            }
+        }
+        writeln!(
+            f,
+            "  rewrite error        {:.1e} of the largest output, within {:.0e}: the file computes what was decided",
+            v.rewrite_error, v.rewrite_tolerance
+        )?;
+        write!(f, "  approximation error  {}", v.approximation)?;
+        match v.approximation.agreement {
+            Some(share) => writeln!(f, ", top-1 agreement {} on noise", percent(share)),
+            None => writeln!(f),
+        }
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         blocks(f, &self.blocks)?;
@@ -192,26 +216,12 @@ impl fmt::Display for Report {
             let names: Vec<&str> = self.refitted.iter().map(String::as_str).collect();
             wrapped(&names).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
+        if let Some(tuning) = &self.tuning {
+            write!(f, "\n{tuning}")?;
+            writeln!(f, "  errors of kernels above are those before tuning")?;
+        }
         if let Some(verification) = &self.verification {
-            let v = verification;
-            writeln!(f, "\nVerification by tract, {} seeded inputs", v.inputs)?;
-            if let Some(parts) = &v.parts {
-                writeln!(f, "  NOT as a whole: {}", parts.reason)?;
-                writeln!(f, "  each of {} decomposed convolutions by itself, at its own output", parts.checked)?;
-                if !parts.unchecked.is_empty() {
-                    writeln!(f, "  not at all: {}", parts.unchecked.join(", "))?;
-                }
-            }
-            writeln!(
-                f,
-                "  rewrite error        {:.1e} of the largest output, within {:.0e}: the file computes what was decided",
-                v.rewrite_error, v.rewrite_tolerance
-            )?;
-            write!(f, "  approximation error  {}", v.approximation)?;
-            match v.approximation.agreement {
-                Some(share) => writeln!(f, ", top-1 agreement {} on noise", percent(share))?,
-                None => writeln!(f)?,
-            }
+            write!(f, "\n{verification}")?;
         }
         if let Some(score) = &self.score {
             writeln!(f, "\nImages, {}", score.images)?;

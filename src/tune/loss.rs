@@ -23,6 +23,25 @@ pub(super) enum Kind {
 }
 
 impl Point {
+    pub(super) fn new(teacher: &str, student: &str, scores: bool) -> Self {
+        let kind = if scores { Kind::Scores } else { Kind::Square { weight: 1.0 } };
+        Self { teacher: teacher.to_owned(), student: student.to_owned(), kind }
+    }
+
+    /// `‖t − mean(t)‖²` of one sample.
+    pub(super) fn energy(&self, teacher: &Tape, workspace: &Workspace) -> f32 {
+        let value = teacher.value(workspace, &self.teacher);
+        let mean = value.iter().sum::<f32>() / value.len().max(1) as f32;
+        value.iter().map(|x| (x - mean) * (x - mean)).sum()
+    }
+
+    /// Takes differences relative to an energy.
+    pub(super) fn measure(&mut self, energy: f32) {
+        if let Kind::Square { weight } = &mut self.kind {
+            *weight = 1.0 / energy.max(1e-6);
+        }
+    }
+
     /// The loss of one sample; its gradient, times `share`, is added to the student's cotangent if `learn`.
     pub(super) fn loss(
         &self,

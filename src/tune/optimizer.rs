@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// Decay of the first and of the second moment.
 const DECAYS: [f32; 2] = [0.9, 0.99];
+/// Of the averages.
+const AVERAGE: f32 = 0.995;
 const EPSILON: f32 = 1e-8;
 /// Share of the way in which the rate rises.
 const RISE: f32 = 0.1;
@@ -24,17 +26,15 @@ pub(super) struct Optimizer {
     steps: u32,
     /// Running length of gradients.
     length: f32,
-    decay: f32,
 }
 
 impl Optimizer {
-    /// `decay` is that of the averages.
-    pub(super) fn new(parameters: Vec<Vec<f32>>, decay: f32) -> Self {
+    pub(super) fn new(parameters: Vec<Vec<f32>>) -> Self {
         let zeros: Vec<Vec<f32>> = parameters.iter().map(|p| vec![0.0; p.len()]).collect();
         let size = |p: &Vec<f32>| (p.iter().map(|x| x * x).sum::<f32>() / p.len().max(1) as f32).sqrt().max(1e-2);
         let scales = parameters.iter().map(size).collect();
         let averages = parameters.clone();
-        Self { parameters, first: zeros.clone(), second: zeros, averages, scales, steps: 0, length: 0.0, decay }
+        Self { parameters, first: zeros.clone(), second: zeros, averages, scales, steps: 0, length: 0.0 }
     }
 
     /// One step down the gradients at a rate; false, and nothing moved, if they are no numbers.
@@ -54,7 +54,7 @@ impl Optimizer {
         let bias = |decay: f32| 1.0 - decay.powi(self.steps.min(10_000).cast_signed());
         let (bias_first, bias_second) = (bias(a), bias(b));
         // Young averages are of all steps so far.
-        let keep = self.decay.min(self.steps as f32 / (self.steps as f32 + 9.0));
+        let keep = AVERAGE.min(self.steps as f32 / (self.steps as f32 + 9.0));
         for (at, g) in gradients.iter().enumerate() {
             let rate = rate * self.scales[at] / bias_first;
             let moments = self.first[at].iter_mut().zip(&mut self.second[at]);

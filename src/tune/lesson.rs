@@ -1,11 +1,11 @@
-//! The loop: batches of views, the teacher's answers, gradients, steps, and now and then a look at what was held out.
+//! One batch: views of images, the teacher's answers, and the gradient of how far the student is from them.
 
 use super::augment::Augmentation;
 use super::loss::{Kind, Point};
-use super::optimizer::{Optimizer, cycle, summed};
+use super::optimizer::summed;
 use super::tape::{Gradients, Tape, Workspace};
-use crate::error::Result;
-use crate::images::Samples;
+use super::views::Views;
+use crate::error::{Error, Result};
 use crate::runtime::Feed;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -20,15 +20,15 @@ const GRADIENT_ELEMENTS: usize = 1 << 28;
 
 /// Both networks, and where they are held against each other.
 pub(super) struct Lesson<'t> {
-    pub(super) teacher: &'t Tape,
-    pub(super) student: &'t Tape,
-    pub(super) outputs: Vec<Point>,
-    pub(super) features: Vec<Point>,
+    teacher: &'t Tape,
+    student: &'t Tape,
+    outputs: Vec<Point>,
+    features: Vec<Point>,
     /// Weight of all features together.
-    pub(super) feature_weight: f32,
-    pub(super) samples: &'t Samples,
-    pub(super) augmentation: Augmentation,
-    pub(super) seed: u64,
+    feature_weight: f32,
+    views: &'t Views,
+    augmentation: Augmentation,
+    seed: u64,
     room: Mutex<Vec<Room>>,
 }
 
@@ -55,23 +55,58 @@ pub(super) struct Look {
 }
 
 impl<'t> Lesson<'t> {
+    /// `shown` are the images whose values inside the teacher are the measure of differences.
+    ///
+    /// # Errors
+    /// [`Error::Tuning`] if the outputs do not fit each other, [`Error::Images`] if an image cannot be decoded.
     pub(super) fn new(
         (teacher, student): (&'t Tape, &'t Tape),
-        (outputs, features): (Vec<Point>, Vec<Point>),
         feature_weight: f32,
-        samples: &'t Samples,
+        views: &'t Views,
+        shown: &[usize],
         augmentation: Augmentation,
         seed: u64,
-    ) -> Self {
+    ) -> Result<Self> {
+        let (mut outputs, mut features) = points(teacher, student)?;
+        if feature_weight == 0.0 {
+            features.clear();
+        }
+        let mut workspace = teacher.workspace();
+        let mut energies = vec![0.0f32; outputs.len() + features.len()];
+        let count = shown.len().min(MEASURED);
+        for &image in shown.iter().step_by((shown.len() / count.max(1)).max(1)).take(count) {
+            teacher.forward(&mut workspace, &[], &views.feed(image)?);
+            for (point, energy) in outputs.iter().chain(&features).zip(&mut energies) {
+                *energy += point.energy(teacher, &workspace) / count as f32;
+            }
+        }
+        outputs.iter_mut().chain(&mut features).zip(energies).for_each(|(point, energy)| point.measure(energy));
         let room = Mutex::new(Vec::new());
-        Self { teacher, student, outputs, features, feature_weight, samples, augmentation, seed, room }
+        Ok(Self { teacher, student, outputs, features, feature_weight, views, augmentation, seed, room })
+    }
+
+    /// Bytes that lessons take: buffers of each thread, and gradients.
+    pub(super) fn bytes(&self) -> usize {
+        let buffers = self.teacher.workspace_bytes() + self.student.workspace_bytes();
+        // Beside the gradients the parameters themselves, their moments, averages, the best and the last safe ones.
+        let tensors: usize = self.student.parameters().iter().map(|p| size_of::<f32>() * p.values.len()).sum();
+        rayon::current_num_threads() * buffers + (self.count() + 11) * tensors
+    }
+
+    /// The student's parameters before any step.
+    pub(super) fn initial(&self) -> Vec<Vec<f32>> {
+        self.student.initial()
+    }
+
+    /// Parts of a batch.
+    fn count(&self) -> usize {
+        let elements: usize = self.student.parameters().iter().map(|p| p.values.len()).sum();
+        (GRADIENT_ELEMENTS / elements.max(1)).clamp(2, PARTS)
     }
 
     /// Gradients of the parts of a batch, to be summed up.
     pub(super) fn parts(&self) -> Vec<Part> {
-        let elements: usize = self.student.parameters().iter().map(|p| p.values.len()).sum();
-        let count = (GRADIENT_ELEMENTS / elements.max(1)).clamp(2, PARTS);
-        (0..count).map(|_| Part { gradients: self.student.zeros(), loss: 0.0 }).collect()
+        (0..self.count()).map(|_| Part { gradients: self.student.zeros(), loss: 0.0 }).collect()
     }
 
     fn with_room<T>(&self, action: impl FnOnce(&mut Room) -> T) -> T {
@@ -91,7 +126,7 @@ impl<'t> Lesson<'t> {
     /// A view of a sample, by chance.
     fn view(&self, sample: usize, others: &[usize], chance: &mut Pcg64Mcg) -> Result<Feed> {
         let view = |sample: usize, chance: &mut Pcg64Mcg| -> Result<Feed> {
-            let mut feed = self.samples.feed(sample)?;
+            let mut feed = self.views.feed(sample)?;
             if let [image] = &mut feed[..] {
                 self.augmentation.apply(image, chance);
             }
@@ -161,7 +196,7 @@ impl<'t> Lesson<'t> {
     /// What held-out samples say of some parameters.
     pub(super) fn look(&self, parameters: &[Vec<f32>], held: &[usize]) -> Result<Look> {
         let each = held.par_iter().with_max_len(4).map(|&sample| {
-            let feed = self.samples.feed(sample)?;
+            let feed = self.views.feed(sample)?;
             Ok(self.with_room(|room| {
                 let Room { teacher, student, scratch } = room;
                 self.teacher.forward(teacher, &[], &feed);
@@ -206,9 +241,33 @@ impl Part {
     }
 }
 
-/// A step at some part of the way; false if the gradient is no number.
-pub(super) fn step(optimizer: &mut Optimizer, part: &Part, rate: f32, way: f32) -> bool {
-    optimizer.step(part.gradients(), rate * cycle(way))
+/// Images by which the energy of values is measured.
+const MEASURED: usize = 64;
+
+/// Where the networks are held against each other: at outputs, and at values inside of the same name.
+fn points(teacher: &Tape, student: &Tape) -> Result<(Vec<Point>, Vec<Point>)> {
+    let mut outputs = Vec::new();
+    for (ours, theirs) in student.outputs().iter().zip(teacher.outputs()) {
+        let (dims, other) = (student.dims(ours), teacher.dims(theirs));
+        if dims != other {
+            let (dims, other) = (dims.unwrap_or_default(), other.unwrap_or_default());
+            return Err(Error::Tuning(format!(
+                "output '{theirs}' of the teacher is {other:?}, of the smaller model {dims:?}: is it the right teacher?"
+            )));
+        }
+        let (ours, theirs) = (student.logits(ours), teacher.logits(theirs));
+        let scores = dims.is_some_and(|d| d.len() >= 2 && d[1] > 1 && d.iter().product::<usize>() == d[1]);
+        if student.learns(ours) {
+            outputs.push(Point::new(theirs, ours, scores));
+        }
+    }
+    if outputs.is_empty() {
+        return Err(Error::Tuning("no output follows from what is to be trained".into()));
+    }
+    let both = teacher.blocks().filter(|name| student.learns(name) && student.dims(name) == teacher.dims(name));
+    let inside = both.filter(|name| outputs.iter().all(|o| o.student != *name));
+    let features = inside.map(|name| Point::new(name, name, false)).collect();
+    Ok((outputs, features))
 }
 
 fn largest(scores: &[f32]) -> usize {

@@ -1,0 +1,80 @@
+//! What tuning did.
+
+use super::percent;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One look at the held-out images.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TuningRow {
+    /// Passes over the images so far.
+    pub epoch: f64,
+    /// Steps so far.
+    pub step: u64,
+    /// Seconds since the first step.
+    pub seconds: f64,
+    /// Mean loss of the steps since the last look; none before the first.
+    pub loss: Option<f64>,
+    /// Loss of the outputs on held-out images.
+    pub held_out_loss: f64,
+    /// Equal top-1 classes on held-out images or, of other outputs, the share of energy that is not error.
+    pub agreement: f64,
+}
+
+/// What tuning did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tuning {
+    /// Where the images come from.
+    pub source: String,
+    /// Trained parameters.
+    pub parameters: u64,
+    /// Images that were shown.
+    pub images: usize,
+    /// Images that were held out.
+    pub held_out: usize,
+    /// Looks at the held-out images, the first before any step.
+    pub curve: Vec<TuningRow>,
+    /// The look that was kept, by its position in the curve; 0 is the untuned model.
+    pub kept: usize,
+    /// Whether somebody ended it before its time.
+    pub stopped: bool,
+}
+
+impl Tuning {
+    /// The look that was kept.
+    #[must_use]
+    pub fn kept_row(&self) -> Option<&TuningRow> {
+        self.curve.get(self.kept)
+    }
+}
+
+/// Rows of the curve that are printed, at most.
+const ROWS: usize = 12;
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { parameters, images, held_out, source, .. } = self;
+        writeln!(f, "Tuned {parameters} parameters on {images} images, {held_out} held out: {source}")?;
+        let every = self.curve.len().div_ceil(ROWS).max(1);
+        let last = self.curve.len().saturating_sub(1);
+        for (at, row) in self.curve.iter().enumerate() {
+            if at % every != 0 && at != last && at != self.kept {
+                continue;
+            }
+            let kept = if at == self.kept { "  kept" } else { "" };
+            let (epoch, seconds, agreement) = (row.epoch, row.seconds, percent(row.agreement));
+            writeln!(
+                f,
+                "  epoch {epoch:7.2} {seconds:7.0} s  loss {:8.4}  agreement {agreement}{kept}",
+                row.held_out_loss
+            )?;
+        }
+        if self.kept == 0 {
+            writeln!(f, "  tuning did not help: the model is as it was before")?;
+        }
+        if self.stopped {
+            writeln!(f, "  stopped early: the best up to then")?;
+        }
+        Ok(())
+    }
+}
