@@ -93,7 +93,7 @@ fn compressed(job: CompressJob) -> Result<()> {
         return checked(&job, output, &progress).map_err(explained);
     }
     if let Some(path) = &job.model_output {
-        streams::check_output(path, job.output.json.as_deref(), job.external_data)?;
+        streams::check_output(path, job.output.json.as_deref(), job.external_data.is_some())?;
     }
     let json = file(&job.output.json);
     let targets = [
@@ -139,7 +139,10 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
     let report = if job.timings { compilation.report.with_timings() } else { compilation.report };
     let output = file(&job.model_output);
     if let (Some(path), Some(model)) = (output, &compilation.model) {
-        if job.external_data { model.save_external(path) } else { model.save(path) }?;
+        match job.external_data {
+            Some(threshold) => model.save_external(path, threshold),
+            None => model.save(path),
+        }?;
     }
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
         write_whole(path, plan.as_bytes())?;

@@ -4,8 +4,8 @@ use super::config::Settings;
 use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
-    CalibrationInputs, Error, Images, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing, RankPolicy,
-    Replay, Result, Scheme, SchemeChoice, Unfolding,
+    CalibrationInputs, Error, Images, Model, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing,
+    RankPolicy, Replay, Result, Scheme, SchemeChoice, Unfolding,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -181,6 +181,10 @@ pub(super) struct Compress {
     #[arg(long, help_heading = "Output")]
     external_data: bool,
 
+    /// The size from which on tensors go there; 0 takes all but empty ones
+    #[arg(long, value_name = "BYTES", default_value_t = Model::EXTERNAL_DATA_THRESHOLD, requires = "external_data", help_heading = "Output")]
+    external_data_threshold: usize,
+
     /// Print how long each stage took
     #[arg(long, help_heading = "Output")]
     timings: bool,
@@ -268,8 +272,8 @@ pub struct CompressJob {
     pub plan_out: Option<PathBuf>,
     /// Where the report in pictures goes.
     pub report: Option<PathBuf>,
-    /// Whether large tensors are stored beside the model.
-    pub external_data: bool,
+    /// The size in bytes from which on tensors are stored beside the model, if they are.
+    pub external_data: Option<usize>,
     /// Whether the model that is there is only looked at.
     pub check: bool,
     /// Whether the tables say how long each stage took.
@@ -362,7 +366,7 @@ impl Compress {
             model_output: self.model_output.filter(|_| !self.dry_run),
             plan_out: self.plan_out,
             report: self.report,
-            external_data: self.external_data,
+            external_data: self.external_data.then_some(self.external_data_threshold),
             check: self.check,
             timings: self.timings,
             settings: self.settings,
