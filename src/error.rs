@@ -1,6 +1,6 @@
 //! What can go wrong, in sentences that name the file, node or tensor and the next step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -77,6 +77,14 @@ pub enum Error {
         node: String,
         /// Its kernel.
         tensor: String,
+    },
+    /// A file's model is not sound.
+    #[error("{path}: {source}")]
+    Unsound {
+        /// The model's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Self>,
     },
     /// The options contradict each other or the model.
     #[error("{0}")]
@@ -189,6 +197,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, naming the file that the model was read from, if it says that the model is not sound.
+    #[must_use]
+    pub fn of_file(self, path: &Path) -> Self {
+        match self {
+            Self::Empty
+            | Self::NotOnnx { .. }
+            | Self::TensorSize { .. }
+            | Self::ExternalData { .. }
+            | Self::Dangling { .. }
+            | Self::WrittenTwice { .. }
+            | Self::Cycle { .. }
+            | Self::NotFinite { .. } => Self::Unsound { path: path.to_owned(), source: Box::new(self) },
+            other => other,
+        }
+    }
+
     /// The process exit code of this error, as listed in the README and `--help`.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -204,6 +228,7 @@ impl Error {
             | Self::WrittenTwice { .. }
             | Self::Cycle { .. }
             | Self::NotFinite { .. } => 3,
+            Self::Unsound { source, .. } => source.exit_code(),
             Self::NothingToCompress(_) => 4,
             Self::Unreachable { .. } => 5,
             Self::RewriteWrong { .. } => 6,

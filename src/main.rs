@@ -105,7 +105,8 @@ fn compressed(job: CompressJob) -> Result<()> {
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
-    let compilation = compile(&model, &job.options, &progress).map_err(explained)?;
+    let done = compile(&model, &job.options, &progress);
+    let compilation = done.map_err(|error| explained(error.of_file(streams::name(&job.input))))?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
     // Last, so that it is given only if all else was written; not held against an interrupt, as its reader may never read.
@@ -130,7 +131,9 @@ fn checked(job: &CompressJob, output: &Path, progress: &dyn Fn(&str)) -> Result<
         return Err(Error::Options("--check needs a file to look at: name the output instead of '-'".into()));
     }
     progress(&format!("reading {} and {}", named(&job.input), output.display()));
-    check(&streams::open(&job.input)?, &job.options, output, job.external_data)?;
+    let input = streams::open(&job.input)?;
+    let checked = check(&input, &job.options, output, job.external_data);
+    checked.map_err(|error| error.of_file(streams::name(&job.input)))?;
     progress(&format!("{} is what this would write", output.display()));
     Ok(())
 }
@@ -160,7 +163,8 @@ fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
     check_outputs([&job.model], &[("--json", file(&job.output.json))])?;
     progress(&format!("reading {}", named(&job.model)));
-    let found = inspect(&streams::open(&job.model)?, &job.groups)?;
+    let found = inspect(&streams::open(&job.model)?, &job.groups);
+    let found = found.map_err(|error| error.of_file(streams::name(&job.model)))?;
     tell(&job.output, false, || found.to_json(), &found)
 }
 
@@ -197,7 +201,7 @@ fn printed(text: &[u8]) -> Result<()> {
 
 /// A model's name for people.
 fn named(path: &Path) -> std::path::Display<'_> {
-    if is_stream(path) { Path::new("standard input").display() } else { path.display() }
+    streams::name(path).display()
 }
 
 /// The file of an option that may name standard output.

@@ -114,6 +114,8 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     }
     let written = match Model::open(output) {
         Ok(written) => written,
+        // The sentence names the file already.
+        Err(Error::Unsound { source, .. }) => return stale(format!("it was changed after it was written ({source})")),
         Err(error) => return stale(format!("it was changed after it was written ({error})")),
     };
     let misplaced = !written.is_stored(external_data);

@@ -50,9 +50,13 @@ impl Model {
     /// Reads a model file.
     ///
     /// # Errors
-    /// [`Error::Read`] if the file cannot be read, and the errors of [`Model::from_bytes`].
+    /// [`Error::Read`] if the file cannot be read, and [`Error::Unsound`] with the errors of [`Model::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        Self::open_file(path).map_err(|error| error.of_file(path))
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
         let read = || {
             let file = std::fs::File::open(path)?;
             let mut bytes = Vec::with_capacity(file.metadata()?.len().min(LARGEST_FILE) as usize);
