@@ -173,6 +173,29 @@ fn attributes_that_contradict_the_kernel() {
 }
 
 #[test]
+fn products_whose_constant_is_on_the_left_or_a_stack() {
+    let mut b = ModelBuilder::new(&[0, 6, 24], 3);
+    let left = b.tensor("left", &[10, 6], 0.2);
+    let mixed = b.node("MatMul", &[&left, "image"], "mixed", vec![]);
+    let stack = b.tensor("stack", &[2, 24, 5], 0.2);
+    let split = b.node("Unsqueeze", &[&mixed], "split", vec![ints("axes", &[1])]);
+    let heads = b.node("MatMul", &[&split, &stack], "heads", vec![]);
+    b.node("MatMul", &["image", "mixed"], "unread", vec![]);
+    let model = b.build_proto(&[&heads]);
+    let found = find(&model, &GroupOptions::default());
+    let reasons: Vec<(&str, &SkipReason, Option<u64>)> =
+        found.skipped.iter().map(|s| (s.name.as_str(), &s.reason, s.macs)).collect();
+    let (on_the_left, stacked) =
+        (SkipReason::KernelOnTheLeft { value: "left".into() }, SkipReason::KernelStack { dims: vec![2, 24, 5] });
+    // The product of two computed values is no layer. An open batch is one.
+    assert_eq!(
+        reasons,
+        [("MatMul_mixed", &on_the_left, Some(10 * 6 * 24)), ("MatMul_heads", &stacked, Some(2 * 10 * 24 * 5))]
+    );
+    assert!(on_the_left.to_string().contains("'left' is the left side") && stacked.to_string().contains("[2, 24, 5]"));
+}
+
+#[test]
 fn what_the_user_leaves_out() {
     let model = decode(&small_resnet(2));
     let options = GroupOptions { exclude: Some(regex::Regex::new("conv2").unwrap()), ..GroupOptions::default() };
