@@ -3,7 +3,8 @@
 #[cfg(feature = "verify")]
 use super::proto::StringStringEntryProto;
 use super::proto::{
-    GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
+    tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
 use super::{Graph, external, tensor};
@@ -230,6 +231,11 @@ impl Model {
         Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")))
     }
 
+    /// The version of ONNX's own operators that it is written in.
+    pub(crate) fn opset(&self) -> i64 {
+        self.proto.opset_import.iter().find(|set| is_own(set)).map_or(1, OperatorSetIdProto::version)
+    }
+
     /// Names of the graph's outputs.
     #[must_use]
     pub fn outputs(&self) -> Vec<String> {
@@ -282,6 +288,11 @@ impl Model {
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
         Self { proto, source: None, spread: None }
     }
+}
+
+/// Whether a set of operators is ONNX's own.
+pub(super) fn is_own(set: &OperatorSetIdProto) -> bool {
+    matches!(set.domain(), "" | "ai.onnx")
 }
 
 /// Dimensions and elements of a tensor file (`.pb`), or the sentence that says what is wrong with it.
