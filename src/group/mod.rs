@@ -205,7 +205,7 @@ fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: Group
         let family = conv.kind.family();
         let (role, key) = match by {
             GroupBy::Role => {
-                let role = role::of(graph, conv);
+                let role = role::of(graph, resolutions, conv);
                 let level = resolutions.level(&role.exit);
                 (role.text.clone(), format!("{} {family} {out} {kh}x{kw} {level:?}", role.text))
             }

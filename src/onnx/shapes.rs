@@ -71,6 +71,12 @@ impl Resolutions {
         self.shape.get(value).map(Vec::as_slice)
     }
 
+    /// The shape of a constant as it is stored, or is after what rearranges it.
+    pub(crate) fn stored(&self, graph: &Graph<'_>, name: &str) -> Option<Shape> {
+        let dims = graph.constant(name).map(|t| t.dims.iter().map(|&d| usize::try_from(d).ok()).collect());
+        dims.or_else(|| self.shape.get(name).filter(|_| graph.is_constant(name)).cloned())
+    }
+
     /// The sizes of a value's spatial axes; empty if they are not known.
     pub(crate) fn spatial(&self, value: &str) -> &[Option<usize>] {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
