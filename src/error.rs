@@ -130,6 +130,16 @@ pub enum Error {
         /// tract's own reason.
         reason: String,
     },
+    /// A bound is on outputs of the whole model, and tract runs its parts alone.
+    #[error(
+        "{bound} was not measured, as tract runs only parts of the model and not the whole: {reason}; nothing was written"
+    )]
+    Unmeasured {
+        /// The option.
+        bound: &'static str,
+        /// tract's own reason.
+        reason: String,
+    },
     /// A gate set by the user was not met.
     #[error("{measure} is {found}, short of the {asked} asked for: {advice}")]
     Gate {
@@ -232,7 +242,7 @@ impl Error {
             Self::NothingToCompress(_) => 4,
             Self::Unreachable { .. } => 5,
             Self::RewriteWrong { .. } => 6,
-            Self::Unavailable { .. } => 7,
+            Self::Unavailable { .. } | Self::Unmeasured { .. } => 7,
             Self::Gate { .. } => 8,
             Self::Write { .. } => 9,
             Self::Plan { .. } => 10,
