@@ -103,10 +103,16 @@ fn the_size_from_which_tensors_stand_beside_the_model_is_the_callers_choice() {
         );
         assert_eq!(sizes(true).len(), all.iter().filter(|&&n| n >= threshold.max(1)).count());
         scene.succeeds(&format!("{small} --check --external-data --external-data-threshold {threshold}"));
-        for other in ["", " --external-data", " --external-data --external-data-threshold 2000"] {
-            // The largest of all leaves nothing to stand beside it.
-            let code = if other.is_empty() && threshold == usize::MAX { 0 } else { 12 };
-            assert_eq!(scene.run(&format!("{small} --check{other}")).status.code(), Some(code), "{threshold}{other}");
+        for (other, options) in
+            [(usize::MAX, ""), (1024, " --external-data"), (2000, " --external-data --external-data-threshold 2000")]
+        {
+            let beside = |least: usize| all.iter().filter(|&&n| n >= least.max(1)).count();
+            let code = if beside(other) == beside(threshold) { 0 } else { 12 };
+            assert_eq!(
+                scene.run(&format!("{small} --check{options}")).status.code(),
+                Some(code),
+                "{threshold}{options}"
+            );
         }
     }
     let refused = scene.run(&format!("{small} --external-data-threshold 9"));
