@@ -65,6 +65,20 @@ fn kernels_computed_in_the_graph() {
 }
 
 #[test]
+fn kernels_whose_shape_is_computed() {
+    // Which axes of one go is not known, and it need not be all of them.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let stored = b.tensor("stored", &[1, 8, 8, 3, 1], 0.1);
+    let axes = b.tensor("axes", &[1], 0.0);
+    let axes = b.node("Abs", &[&axes], "computed", vec![]);
+    let kernel = b.node("Squeeze", &[&stored, &axes], "kernel", vec![]);
+    b.node("Conv", &["image", &kernel], "y", vec![]);
+    let found = find(&b.build_proto(&["y"]), &GroupOptions::default());
+    let reasons: Vec<&SkipReason> = found.skipped.iter().map(|s| &s.reason).collect();
+    assert_eq!(reasons, [&SkipReason::KernelComputed { value: "kernel".into() }]);
+}
+
+#[test]
 fn kernels_that_callers_may_replace() {
     let listed = |m: &mut ModelProto| m.graph.as_mut().unwrap().input.push(value("y.weight", &[8, 8, 3, 3]));
     assert_eq!(reason(listed), SkipReason::KernelOverridable { tensor: "y.weight".into() });
