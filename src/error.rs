@@ -1,6 +1,6 @@
 //! What can go wrong, in sentences that name the file, node or tensor and the next step.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of every fallible function of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -78,6 +78,14 @@ pub enum Error {
         /// Its kernel.
         tensor: String,
     },
+    /// A file's model is not sound.
+    #[error("{path}: {source}")]
+    Unsound {
+        /// The model's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<Self>,
+    },
     /// The options contradict each other or the model.
     #[error("{0}")]
     Options(String),
@@ -119,6 +127,16 @@ pub enum Error {
     Unavailable {
         /// Which model.
         what: String,
+        /// tract's own reason.
+        reason: String,
+    },
+    /// A bound is on outputs of the whole model, and tract runs its parts alone.
+    #[error(
+        "{bound} was not measured, as tract runs only parts of the model and not the whole: {reason}; nothing was written"
+    )]
+    Unmeasured {
+        /// The option.
+        bound: &'static str,
         /// tract's own reason.
         reason: String,
     },
@@ -192,6 +210,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, naming the file that the model was read from, if it says that the model is not sound.
+    #[must_use]
+    pub fn of_file(self, path: &Path) -> Self {
+        match self {
+            Self::Empty
+            | Self::NotOnnx { .. }
+            | Self::TensorSize { .. }
+            | Self::ExternalData { .. }
+            | Self::Dangling { .. }
+            | Self::WrittenTwice { .. }
+            | Self::Cycle { .. }
+            | Self::NotFinite { .. } => Self::Unsound { path: path.to_owned(), source: Box::new(self) },
+            other => other,
+        }
+    }
+
     /// The process exit code of this error, as listed in the README and `--help`.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -207,10 +241,11 @@ impl Error {
             | Self::WrittenTwice { .. }
             | Self::Cycle { .. }
             | Self::NotFinite { .. } => 3,
+            Self::Unsound { source, .. } => source.exit_code(),
             Self::NothingToCompress(_) => 4,
             Self::Unreachable { .. } => 5,
             Self::RewriteWrong { .. } => 6,
-            Self::Unavailable { .. } => 7,
+            Self::Unavailable { .. } | Self::Unmeasured { .. } => 7,
             Self::Gate { .. } => 8,
             Self::Write { .. } => 9,
             Self::Plan { .. } => 10,

@@ -55,9 +55,9 @@ fn harmless(line: &str) -> String {
     line.replace(char::is_control, "\u{fffd}")
 }
 
-/// Ends the process on Ctrl-C, after a file that is just being written.
+/// Ends the process on Ctrl-C, and when the system or a scheduler asks it to end, after a file that is just being written.
 fn heed_interrupts() {
-    let ended = ctrlc::set_handler(|| {
+    let end = || {
         if cli::stop().ask() {
             say(
                 "onnx-jmd: tuning ends: the best model so far is verified and written; interrupt again to write nothing",
@@ -68,9 +68,23 @@ fn heed_interrupts() {
         say("onnx-jmd: interrupted");
         #[allow(clippy::exit, reason = "the conventional status of an interrupted command")]
         std::process::exit(130);
-    });
+    };
+    // One handler takes all signals, that of a closed terminal too, so that there is none where that is to be survived.
+    let ended = match outlives_its_terminal() {
+        Some(true) => Ok(()),
+        Some(false) => ctrlc::set_handler(end),
+        None => ctrlc::try_set_handler(end),
+    };
     // Without a handler the system's own takes effect.
     let _ = ended;
+}
+
+/// Whether the process was started to ignore that its terminal is closed, as by nohup, where the system tells.
+fn outlives_its_terminal() -> Option<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    // SIGHUP is the first of signals.
+    u64::from_str_radix(ignored.trim(), 16).ok().map(|mask| mask & 1 != 0)
 }
 
 /// Readies the process for work; who hears of its progress.
@@ -100,7 +114,7 @@ fn compressed(job: CompressJob) -> Result<()> {
         return checked(&job, output, &progress).map_err(explained);
     }
     if let Some(path) = &job.model_output {
-        streams::check_output(path, job.output.json.as_deref(), job.external_data)?;
+        streams::check_output(path, job.output.json.as_deref(), job.external_data.is_some())?;
     }
     let json = file(&job.output.json);
     let targets = [
@@ -113,7 +127,8 @@ fn compressed(job: CompressJob) -> Result<()> {
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
-    let compilation = compile(&model, &job.options, &progress).map_err(explained)?;
+    let done = compile(&model, &job.options, &progress);
+    let compilation = done.map_err(|error| explained(error.of_file(streams::name(&job.input))))?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
     let unchanged = compilation.unchanged.clone();
     // Last, so that it is given only if all else was written; not held against an interrupt, as its reader may never read.
@@ -138,7 +153,9 @@ fn checked(job: &CompressJob, output: &Path, progress: &dyn Fn(&str)) -> Result<
         return Err(Error::Options("--check needs a file to look at: name the output instead of '-'".into()));
     }
     progress(&format!("reading {} and {}", named(&job.input), output.display()));
-    check(&streams::open(&job.input)?, &job.options, output, job.external_data)?;
+    let input = streams::open(&job.input)?;
+    let checked = check(&input, &job.options, output, job.external_data);
+    checked.map_err(|error| error.of_file(streams::name(&job.input)))?;
     progress(&format!("{} is what this would write", output.display()));
     Ok(())
 }
@@ -147,7 +164,10 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
     let report = if job.timings { compilation.report.with_timings() } else { compilation.report };
     let output = file(&job.model_output);
     if let (Some(path), Some(model)) = (output, &compilation.model) {
-        if job.external_data { model.save_external(path) } else { model.save(path) }?;
+        match job.external_data {
+            Some(threshold) => model.save_external(path, threshold),
+            None => model.save(path),
+        }?;
     }
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
         write_whole(path, plan.as_bytes())?;
@@ -165,7 +185,8 @@ fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
     check_outputs([&job.model], &[("--json", file(&job.output.json))])?;
     progress(&format!("reading {}", named(&job.model)));
-    let found = inspect(&streams::open(&job.model)?, &job.groups)?;
+    let found = inspect(&streams::open(&job.model)?, &job.groups);
+    let found = found.map_err(|error| error.of_file(streams::name(&job.model)))?;
     tell(&job.output, false, || found.to_json(), &found)
 }
 
@@ -232,7 +253,7 @@ fn printed(text: &[u8]) -> Result<()> {
 
 /// A model's name for people.
 fn named(path: &Path) -> std::path::Display<'_> {
-    if is_stream(path) { Path::new("standard input").display() } else { path.display() }
+    streams::name(path).display()
 }
 
 /// The file of an option that may name standard output.

@@ -100,11 +100,15 @@ impl Options {
     /// Holds what was measured against the bounds.
     ///
     /// # Errors
-    /// [`Error::Gate`], or [`Error::Unavailable`] where a bound on the outputs would be held against those of parts.
+    /// [`Error::Gate`], or [`Error::Unmeasured`] where a bound on the outputs would be held against those of parts.
     pub(crate) fn gate(&self, report: &Report) -> Result<()> {
         let verification = report.verification.as_ref();
-        if let Some(parts) = verification.and_then(|v| v.parts.as_ref()).filter(|_| self.gates.min_snr.is_some()) {
-            return Err(Error::Unavailable { what: "the model".into(), reason: parts.reason.clone() });
+        if let Some(parts) = verification.and_then(|v| v.parts.as_ref()) {
+            let unscored = self.gates.min_agreement.filter(|_| report.score.is_none());
+            let bounds = [("--min-snr", self.gates.min_snr), ("--min-agreement", unscored)];
+            if let Some((bound, _)) = bounds.into_iter().find(|(_, asked)| asked.is_some()) {
+                return Err(Error::Unmeasured { bound, reason: parts.reason.clone() });
+            }
         }
         let approximation = verification.map(|v| v.approximation);
         let agreement = report.score.map(|s| s.agreement).or(approximation.and_then(|a| a.agreement));

@@ -105,15 +105,15 @@ fn bounds(options: &Options, scored: Option<&Samples>) -> Result<String> {
     Ok(hashed(&[&format!("{gates:?} {} {drawn:?}", verify.is_some()), &images]))
 }
 
-/// Whether a file is what a run would write, by what it says of itself: nothing is computed anew. `external_data` says how it is to
-/// be stored.
+/// Whether a file is what a run would write, by what it says of itself: nothing is computed anew. `external_data` is the
+/// number of bytes from which on tensors are to stand in another file, if they are.
 ///
 /// An output that is the input, byte for byte, says nothing. It holds if there is nothing to compress by shapes and names; where only
 /// a run could tell, it does not.
 ///
 /// # Errors
 /// [`Error::Stale`] with what differs, and what a run refuses before any work.
-pub fn check(original: &Model, options: &Options, output: &Path, external_data: bool) -> Result<()> {
+pub fn check(original: &Model, options: &Options, output: &Path, external_data: Option<usize>) -> Result<()> {
     options.validate(original)?;
     let stale = |reason: String| Err(Error::Stale { path: output.to_owned(), reason });
     if !output.exists() {
@@ -121,6 +121,8 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     }
     let written = match Model::open(output) {
         Ok(written) => written,
+        // The sentence names the file already.
+        Err(Error::Unsound { source, .. }) => return stale(format!("it was changed after it was written ({source})")),
         Err(error) => return stale(format!("it was changed after it was written ({error})")),
     };
     let misplaced = !written.is_stored(external_data);
@@ -152,7 +154,7 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
         (version != this, another.as_str()),
         (input != origin.input, "the input is another"),
         (asked != origin.options, "the options, or files that they name, are others"),
-        (misplaced, "its data is to be stored otherwise (--external-data)"),
+        (misplaced, "its data is to be stored otherwise (--external-data, --external-data-threshold)"),
         (!intact, "it was changed after it was written"),
     ];
     let differences: Vec<&str> = differences.into_iter().filter(|d| d.0).map(|d| d.1).collect();

@@ -153,11 +153,14 @@ fn a_model_that_tract_cannot_run_is_proved_part_by_part() {
     let parts = &json["verification"]["parts"];
     assert!(parts["checked"].as_u64().unwrap() > 2 && parts["unchecked"].as_array().unwrap().is_empty(), "{parts}");
     assert!(json["verification"]["rewrite_error"].as_f64().unwrap() < 1e-5, "{json}");
-    for asked in
-        ["--ratio 1.5 --calib drawn --calib-samples 32", "--ratio 1.5 --min-snr 3", "--max-drop 5% --calib drawn"]
-    {
+    for (asked, words) in [
+        ("--ratio 1.5 --calib drawn --calib-samples 32", "tract cannot run"),
+        ("--ratio 1.5 --min-snr 3", "--min-snr was not measured"),
+        ("--ratio 1.5 --min-agreement 0.5", "--min-agreement was not measured"),
+        ("--max-drop 5% --calib drawn", "tract cannot run"),
+    ] {
         let message = scene.fails(&format!("in.onnx no.onnx {asked}"), 7);
-        assert!(message.contains("NoSuchOperator"), "{message}");
+        assert!(message.contains("NoSuchOperator") && message.contains(words), "{message}");
     }
     assert_eq!(scene.files(), ["in.onnx", "o.onnx", "out.onnx"]);
     assert!(scene.run("in.onnx out.onnx --ratio 1.5 --no-verify -q").status.success());

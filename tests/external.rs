@@ -82,6 +82,50 @@ fn large_tensors_are_written_beside_the_model_if_that_is_asked_for() {
 }
 
 #[test]
+fn the_size_from_which_tensors_stand_beside_the_model_is_the_callers_choice() {
+    let scene = Scene::new(&small_resnet(3));
+    let small = "in.onnx two.onnx --ratio 1.6 --scheme ljsvd -q";
+    scene.succeeds(small);
+    let sizes = |outside: bool| {
+        let stored = decode(&scene.read("two.onnx")).graph.unwrap().initializer.into_iter();
+        let sizes = stored.filter(|t| t.external_data.is_empty() != outside).map(|t| match outside {
+            true => t.external_data.iter().find(|e| e.key() == "length").unwrap().value().parse().unwrap(),
+            false => t.raw_data.map_or(0, |raw| raw.len()),
+        });
+        sizes.collect::<Vec<usize>>()
+    };
+    let all = sizes(false);
+    let largest = *all.iter().max().unwrap();
+    for threshold in [0, 1, largest, usize::MAX] {
+        scene.succeeds(&format!("{small} --external-data --external-data-threshold {threshold}"));
+        assert!(
+            sizes(true).iter().all(|&n| n >= threshold.max(1)) && sizes(false).iter().all(|&n| n < threshold.max(1))
+        );
+        assert_eq!(sizes(true).len(), all.iter().filter(|&&n| n >= threshold.max(1)).count());
+        scene.succeeds(&format!("{small} --check --external-data --external-data-threshold {threshold}"));
+        for (other, options) in
+            [(usize::MAX, ""), (1024, " --external-data"), (2000, " --external-data --external-data-threshold 2000")]
+        {
+            let beside = |least: usize| all.iter().filter(|&&n| n >= least.max(1)).count();
+            let code = if beside(other) == beside(threshold) { 0 } else { 12 };
+            assert_eq!(
+                scene.run(&format!("{small} --check{options}")).status.code(),
+                Some(code),
+                "{threshold}{options}"
+            );
+        }
+    }
+    let refused = scene.run(&format!("{small} --external-data-threshold 9"));
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("--external-data"));
+    // In a project's file it is of use where the other is asked for.
+    std::fs::write(scene.path("onnx-jmd.toml"), format!("external-data-threshold = {largest}\n")).unwrap();
+    scene.succeeds(small);
+    assert!(sizes(true).is_empty());
+    scene.succeeds(&format!("{small} --external-data"));
+    assert!(!sizes(true).is_empty() && sizes(true).iter().all(|&n| n == largest));
+}
+
+#[test]
 fn places_outside_the_folder_or_the_file_are_refused() {
     for (key, value, reason) in [
         ("location", "../weights.bin", "within the model's folder"),

@@ -3,8 +3,10 @@
 mod support;
 
 use onnx_jmd::{GroupBy, GroupOptions, Grouping, Model, find_groups};
+use prost::Message;
 use std::collections::BTreeSet;
-use support::{ConvSpec, ModelBuilder, ResNet, small_resnet};
+use support::proto::NodeProto;
+use support::{ConvSpec, ModelBuilder, ResNet, decode, ints, small_resnet};
 
 fn grouping(bytes: Vec<u8>) -> Grouping {
     find_groups(&Model::from_bytes(bytes).unwrap(), &GroupOptions::default()).unwrap()
@@ -51,6 +53,33 @@ fn keeping_batch_norms_changes_no_group() {
     let options = GroupOptions { keep_batch_norm: true, ..GroupOptions::default() };
     let kept = find_groups(&Model::from_bytes(bytes.clone()).unwrap(), &options).unwrap();
     assert_eq!(names(&kept), names(&grouping(bytes)));
+}
+
+#[test]
+fn kernels_behind_what_rearranges_them_have_the_roles_of_others() {
+    let plain = grouping(small_resnet(3));
+    let mut model = decode(&small_resnet(3));
+    let graph = model.graph.as_mut().unwrap();
+    let mut turned = Vec::new();
+    for node in graph.node.iter_mut().filter(|n| n.op_type() == "Conv") {
+        let name = format!("{}/turned", node.name());
+        let kernel = std::mem::replace(&mut node.input[1], name);
+        let tensor = graph.initializer.iter_mut().find(|t| *t.name() == kernel).unwrap();
+        // As if stored height, width, in, out; the numbers play no part here.
+        tensor.dims = [2, 3, 1, 0].map(|axis| tensor.dims[axis]).to_vec();
+        turned.push(NodeProto {
+            op_type: Some("Transpose".into()),
+            input: vec![kernel],
+            output: vec![node.input[1].clone()],
+            attribute: vec![ints("perm", &[3, 2, 0, 1])],
+            ..NodeProto::default()
+        });
+    }
+    graph.node.splice(0..0, turned);
+    let found = grouping(model.encode_to_vec());
+    let texts = |g: &Grouping| g.groups.iter().map(|g| (g.role.clone(), g.members.clone())).collect::<Vec<_>>();
+    assert_eq!(texts(&found), texts(&plain));
+    assert!(texts(&plain).iter().any(|(role, _)| role.contains("Conv3x3")));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use onnx_jmd::{Error, Model, Options, PlanOptions, RankPolicy, Scheme, compile};
 use prost::Message;
 use std::panic::catch_unwind;
 use support::proto::{ModelProto, tensor_proto::DataLocation};
+use support::scene::Scene;
 use support::{ConvSpec, ModelBuilder, decode, small_resnet};
 
 fn open(model: &ModelProto) -> Result<Model, Error> {
@@ -232,6 +233,39 @@ fn a_kernel_that_is_not_a_number_is_refused() {
         weight.raw_data = Some(raw.into());
         let error = compile(&open(&model).unwrap(), &Options::default(), &|_| ()).unwrap_err();
         assert!(matches!(&error, Error::NotFinite { tensor, .. } if tensor == "layer1.0.conv1.weight"), "{error}");
+    }
+}
+
+#[test]
+fn the_sentence_names_the_file_whoever_reads_it() {
+    let mut dangling = sound();
+    dangling.graph.as_mut().unwrap().node[1].input[0] = "nowhere".into();
+    let mut endless = sound();
+    weight(&mut endless).raw_data = Some(f32::NAN.to_le_bytes().repeat(8 * 8 * 9).into());
+    let good = small_resnet(2);
+    for (bytes, words) in [
+        (good[..3000].to_vec(), "truncated"),
+        (Vec::new(), "empty"),
+        (dangling.encode_to_vec(), "'nowhere'"),
+        (endless.encode_to_vec(), "NaN"),
+    ] {
+        let scene = Scene::new(&good);
+        std::fs::write(scene.path("deep/bad.onnx"), &bytes).unwrap();
+        let mut commands = vec!["deep/bad.onnx out.onnx --ratio 1.5 --quiet", "inspect deep/bad.onnx --quiet"];
+        // Which is no number is only seen where weights are looked at.
+        if words != "NaN" {
+            commands.extend(["verify in.onnx deep/bad.onnx --quiet", "verify deep/bad.onnx in.onnx --quiet"]);
+        }
+        for command in commands {
+            let output = scene.run(command);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), said.lines().count()), (Some(3), 1), "{command}: {said}");
+            assert!(said.starts_with("onnx-jmd: deep/bad.onnx: ") && said.contains(words), "{command}: {said}");
+        }
+        let piped = scene.pipes("- out.onnx --ratio 1.5 --calib none --quiet", &bytes);
+        assert!(String::from_utf8(piped.stderr).unwrap().starts_with("onnx-jmd: standard input: "), "{words}");
+        let error = Model::open(scene.path("deep/bad.onnx"));
+        assert!(words == "NaN" || matches!(error, Err(Error::Unsound { .. })), "{error:?}");
     }
 }
 

@@ -3,16 +3,14 @@
 
 mod support;
 
-use onnx_jmd::{
-    Error, Form, GroupBy, GroupOptions, Model, Options, PlanFile, PlanOptions, RankPolicy, Replay, Scheme,
-    SchemeChoice, Unfolding, compile,
-};
+use onnx_jmd::{Error, Model, Options, PlanFile, PlanOptions, Replay, compile};
 use prost::Message;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use std::panic::catch_unwind;
 use std::sync::mpsc;
 use std::time::Duration;
+use support::choose;
 use support::mutate::{mutate, small};
 use support::scene::Scene;
 
@@ -26,32 +24,7 @@ fn many(few: u64) -> u64 {
 
 /// Options chosen by chance.
 fn options(rng: &mut Pcg64Mcg) -> Options {
-    let split = 0.5;
-    let schemes = [
-        Scheme::Separate,
-        Scheme::LeftShared,
-        Scheme::RightSharedWithFirst,
-        Scheme::RightShared,
-        Scheme::BothShared { split },
-        Scheme::PartlyCoupled { split },
-        Scheme::CoupledTensorTrain { split },
-    ];
-    let unfoldings = ["spatial", "filter-bank", "pointwise-first", "tucker"].map(|n| Unfolding::named(n).unwrap());
-    let form: Form = schemes[rng.random_range(0..7)].on(unfoldings[rng.random_range(0..4)]);
-    let auto = rng.random_range(0..4) == 0;
-    let plan = PlanOptions {
-        scheme: if auto { SchemeChoice::Auto } else { SchemeChoice::Only(form) },
-        policy: if auto || rng.random() { RankPolicy::Ratio(1.3) } else { RankPolicy::Rate(0.5) },
-        iterations: 3,
-        allow_more_macs: rng.random(),
-        unshare: rng.random(),
-        align: [1, 16][rng.random_range(0..2)],
-    };
-    let groups = GroupOptions {
-        group_by: if rng.random() { GroupBy::Role } else { GroupBy::Shape },
-        keep_batch_norm: rng.random(),
-        ..GroupOptions::default()
-    };
+    let (groups, plan) = choose::options(&mut |n| rng.random_range(0..n));
     Options { plan, groups, verify: None, plan_text: true, ..Options::default() }
 }
 

@@ -4,13 +4,15 @@
 //! fit any more, its version has to grow (see `REPORT_VERSION`), with a new schema and a new sample. `BLESS=1` writes those
 //! that are missing.
 
+#[path = "support/schema.rs"]
+mod json_schema;
 mod support;
 
+use json_schema::Schema;
 use onnx_jmd::{Comparison, Inspection, Report};
 use serde_json::Value;
 use std::path::PathBuf;
 use support::scene::{Scene, npy};
-use support::schema::Schema;
 use support::{ModelBuilder, ResNet, small_resnet, value};
 
 fn schema(name: &str) -> Schema {

@@ -65,6 +65,20 @@ fn kernels_computed_in_the_graph() {
 }
 
 #[test]
+fn kernels_whose_shape_is_computed() {
+    // Which axes of one go is not known, and it need not be all of them.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let stored = b.tensor("stored", &[1, 8, 8, 3, 1], 0.1);
+    let axes = b.tensor("axes", &[1], 0.0);
+    let axes = b.node("Abs", &[&axes], "computed", vec![]);
+    let kernel = b.node("Squeeze", &[&stored, &axes], "kernel", vec![]);
+    b.node("Conv", &["image", &kernel], "y", vec![]);
+    let found = find(&b.build_proto(&["y"]), &GroupOptions::default());
+    let reasons: Vec<&SkipReason> = found.skipped.iter().map(|s| &s.reason).collect();
+    assert_eq!(reasons, [&SkipReason::KernelComputed { value: "kernel".into() }]);
+}
+
+#[test]
 fn kernels_that_callers_may_replace() {
     let listed = |m: &mut ModelProto| m.graph.as_mut().unwrap().input.push(value("y.weight", &[8, 8, 3, 3]));
     assert_eq!(reason(listed), SkipReason::KernelOverridable { tensor: "y.weight".into() });
@@ -170,6 +184,29 @@ fn attributes_that_contradict_the_kernel() {
         weight(m).raw_data = Some(Default::default());
     };
     assert!(matches!(reason(empty), SkipReason::Inconsistent { .. }));
+}
+
+#[test]
+fn products_whose_constant_is_on_the_left_or_a_stack() {
+    let mut b = ModelBuilder::new(&[0, 6, 24], 3);
+    let left = b.tensor("left", &[10, 6], 0.2);
+    let mixed = b.node("MatMul", &[&left, "image"], "mixed", vec![]);
+    let stack = b.tensor("stack", &[2, 24, 5], 0.2);
+    let split = b.node("Unsqueeze", &[&mixed], "split", vec![ints("axes", &[1])]);
+    let heads = b.node("MatMul", &[&split, &stack], "heads", vec![]);
+    b.node("MatMul", &["image", "mixed"], "unread", vec![]);
+    let model = b.build_proto(&[&heads]);
+    let found = find(&model, &GroupOptions::default());
+    let reasons: Vec<(&str, &SkipReason, Option<u64>)> =
+        found.skipped.iter().map(|s| (s.name.as_str(), &s.reason, s.macs)).collect();
+    let (on_the_left, stacked) =
+        (SkipReason::KernelOnTheLeft { value: "left".into() }, SkipReason::KernelStack { dims: vec![2, 24, 5] });
+    // The product of two computed values is no layer. An open batch is one.
+    assert_eq!(
+        reasons,
+        [("MatMul_mixed", &on_the_left, Some(10 * 6 * 24)), ("MatMul_heads", &stacked, Some(2 * 10 * 24 * 5))]
+    );
+    assert!(on_the_left.to_string().contains("'left' is the left side") && stacked.to_string().contains("[2, 24, 5]"));
 }
 
 #[test]

@@ -171,6 +171,59 @@ fn a_kill_at_any_moment_leaves_the_old_file_or_the_new_one() {
     }
 }
 
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("kill").args(["-s", name, &child.id().to_string()]).stderr(Stdio::null()).status();
+    // It may have ended by itself.
+    sent.unwrap();
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_leaves_no_temporary_file() {
+    let model = small_resnet(6);
+    let scene = Scene::new(&model);
+    let arguments = "in.onnx out.onnx --ratio 1.5 --no-verify --external-data";
+    let start = Instant::now();
+    scene.succeeds(arguments);
+    let long = start.elapsed();
+    let (new, finished) = (scene.read("out.onnx"), scene.files());
+    let mut rng = Pcg64Mcg::seed_from_u64(2);
+    let mut interrupted = 0;
+    for at in 0..12 {
+        std::fs::write(scene.path("out.onnx"), OLD).unwrap();
+        let mut child = spawned(&scene, arguments);
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        // By then it heeds signals.
+        assert!(lines.next().unwrap().unwrap().contains("reading"));
+        wait_for_writing(&scene, &mut child, 20 * long);
+        std::thread::sleep(Duration::from_micros(rng.random_range(0..2000)));
+        signal(&child, ["TERM", "INT", "HUP"][at % 3]);
+        let said: Vec<String> = lines.map(|l| l.unwrap()).collect();
+        let code = child.wait().unwrap().code();
+        let told = said.iter().any(|line| line == "onnx-jmd: interrupted");
+        assert!(code == Some(0) || code == Some(130) && told, "{at}: {code:?} {said:?}");
+        interrupted += usize::from(code == Some(130));
+        let found = scene.read("out.onnx");
+        assert!(found == OLD || found == new, "half a file after signal {at}");
+        assert!(scene.files().iter().all(|name| finished.contains(name)), "{at}: {:?}", scene.files());
+        finished.iter().filter(|f| f.ends_with(".data")).for_each(|f| drop(std::fs::remove_file(scene.path(f))));
+    }
+    println!("{interrupted} of 12 interrupted");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_that_is_to_outlive_its_terminal_does() {
+    let scene = Scene::new(&small_resnet(3));
+    let script = "trap '' HUP; exec \"$0\" in.onnx out.onnx --ratio 1.5 --calib none --no-verify";
+    let mut sh = Command::new("sh");
+    sh.args(["-c", script, env!("CARGO_BIN_EXE_onnx-jmd")]).current_dir(scene.folder.path()).stderr(Stdio::piped());
+    let mut child = sh.stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("reading"));
+    signal(&child, "HUP");
+    assert!(lines.all(|line| line.is_ok()) && child.wait().unwrap().success());
+}
+
 /// A report without the times that its stages took.
 fn facts(scene: &Scene, name: &str) -> serde_json::Value {
     let mut all: serde_json::Value = serde_json::from_str(&scene.text(name)).unwrap();

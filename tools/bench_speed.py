@@ -78,8 +78,9 @@ class Bench:
     def ours(self, path, *options):
         """Seconds, peak bytes and the report of one run."""
         report = self.folder / "report.json"
-        # numpy is given the convolutions alone.
-        command = [self.binary, path, *options, "--exclude", "Gemm", "--quiet", "--threads", self.threads, "--json", report]
+        # numpy is given the convolutions alone, and plain weights; a dry run would calibrate.
+        plain = ("--calib", "none", "--exclude", "^fc$")
+        command = [self.binary, path, *options, *plain, "--quiet", "--threads", self.threads, "--json", report]
         return *run(command), json.loads(report.read_text())
 
     def candidates(self, path, scheme):

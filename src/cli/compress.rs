@@ -5,7 +5,7 @@ use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
 use super::tune::{Tuning, budget};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
-    Budget, CalibrationInputs, Error, Images, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing,
+    Budget, CalibrationInputs, Error, Images, Model, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing,
     RankPolicy, Replay, Result, Scheme, SchemeChoice, Tutoring, Unfolding,
 };
 use std::ffi::OsString;
@@ -191,6 +191,10 @@ pub(super) struct Compress {
     #[arg(long, help_heading = "Output")]
     external_data: bool,
 
+    /// The size from which on tensors go there; 0 takes all but empty ones
+    #[arg(long, value_name = "BYTES", default_value_t = Model::EXTERNAL_DATA_THRESHOLD, requires = "external_data", help_heading = "Output")]
+    external_data_threshold: usize,
+
     /// Print how long each stage took
     #[arg(long, help_heading = "Output")]
     timings: bool,
@@ -280,8 +284,8 @@ pub struct CompressJob {
     pub report: Option<PathBuf>,
     /// Where the state of tuning is kept.
     pub resume: Option<PathBuf>,
-    /// Whether large tensors are stored beside the model.
-    pub external_data: bool,
+    /// The size in bytes from which on tensors are stored beside the model, if they are.
+    pub external_data: Option<usize>,
     /// Whether the model that is there is only looked at.
     pub check: bool,
     /// Whether the tables say how long each stage took.
@@ -384,7 +388,7 @@ impl Compress {
             plan_out: self.plan_out,
             report: self.report,
             resume: self.tuning.resume,
-            external_data: self.external_data,
+            external_data: self.external_data.then_some(self.external_data_threshold),
             check: self.check,
             timings: self.timings,
             settings: self.settings,

@@ -27,7 +27,8 @@ const SPOKEN_OF: [(&str, &[&str]); 4] = [
     ("report", &["curve"]),
 ];
 /// Options that say nothing without another.
-const NEEDS: [(&str, &str); 3] = [("labels", "images"), ("curve", "report"), ("retrained", "plan")];
+const NEEDS: [(&str, &str); 4] =
+    [("labels", "images"), ("curve", "report"), ("retrained", "plan"), ("external-data-threshold", "external-data")];
 /// Patterns of which any may match.
 const PATTERNS: [&str; 2] = ["include", "exclude"];
 

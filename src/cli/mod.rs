@@ -162,7 +162,8 @@ Exit codes:
   4  nothing to compress; the output is the input, byte for byte
   5  the ratio is out of reach; the message names the largest
   6  the rewritten model was wrong; nothing was written
-  7  tract cannot run the model; nothing was written
+  7  tract cannot run the model, nor any part of it, or not the whole where that
+     is asked for (calibration, images, bounds); nothing was written
   8  short of --min-snr, --min-agreement or --max-drop; nothing was written
      (verify: also of --max-difference)
   9  the output cannot be written

@@ -28,8 +28,13 @@ pub fn open(path: &Path) -> Result<Model> {
     }
     let mut bytes = Vec::new();
     let read = input.read_to_end(&mut bytes);
-    read.map_err(|source| Error::Read { path: "standard input".into(), source })?;
-    Model::from_bytes(bytes)
+    read.map_err(|source| Error::Read { path: name(path).to_owned(), source })?;
+    Model::from_bytes(bytes).map_err(|error| error.of_file(name(path)))
+}
+
+/// A model's name for people.
+pub fn name(path: &Path) -> &Path {
+    if is_stream(path) { Path::new("standard input") } else { path }
 }
 
 /// Refuses, before any work, a model that cannot go to standard output: there is a terminal, or JSON, or its data must stand

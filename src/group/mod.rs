@@ -10,7 +10,10 @@ pub use protocol::Protocol;
 pub use stream::Stream;
 
 use crate::error::{Error, Result};
-use crate::onnx::{Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, is_layer};
+use crate::onnx::proto::NodeProto;
+use crate::onnx::{
+    Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, attributes, is_layer, is_standard,
+};
 use regex::Regex;
 use std::collections::BTreeMap;
 
@@ -102,7 +105,13 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         skipped
             .extend(role::inner_convs(node).into_iter().map(|n| unknown(n, SkipReason::InSubgraph { node: owner() })));
         if !is_layer(&graph, node) {
-            if matches!(node.op_type(), "Conv" | "ConvTranspose") {
+            if let Some(value) = constant_on_the_left(&graph, node) {
+                let reason = match graph.is_live(index) {
+                    true => SkipReason::KernelOnTheLeft { value: value.to_owned() },
+                    false => SkipReason::Unread,
+                };
+                skipped.push(Skipped { name: owner(), reason, macs: whole_macs(&graph, &resolutions, node) });
+            } else if matches!(node.op_type(), "Conv" | "ConvTranspose") {
                 skipped.push(unknown(owner(), SkipReason::ForeignDomain { domain: node.domain().to_owned() }));
             }
             continue;
@@ -110,14 +119,8 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         match candidate(&graph, &resolutions, index, model, options) {
             Ok(conv) => convs.extend(conv),
             Err(reason) => {
-                let node = &graph.nodes()[index];
-                let kernel = node.input.get(1).and_then(|w| graph.constant(w));
-                let weights = kernel.map(|t| t.dims.iter().map(|&d| d.unsigned_abs()).fold(1, u64::saturating_mul));
-                let sizes = node.output.first().map_or(&[][..], |o| resolutions.spatial(o));
-                let known = |pixels: u64, size: &Option<usize>| Some(pixels.saturating_mul((*size)? as u64));
-                let pixels = sizes.iter().try_fold(1, known).filter(|_| !sizes.is_empty());
-                let macs = weights.zip(pixels).map(|(w, p)| w.saturating_mul(p));
-                skipped.push(Skipped { name: crate::onnx::label(node), reason, macs });
+                let macs = whole_macs(&graph, &resolutions, node);
+                skipped.push(Skipped { name: owner(), reason, macs });
             }
         }
     }
@@ -144,6 +147,35 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     let groups = group(&graph, &resolutions, &convs, options.group_by);
     let streams = stream::streams(&graph, &convs);
     Ok(Grouping { groups, skipped, blocks: blocks::repeated(&graph), streams, convs })
+}
+
+/// The constant of a product that has it on its left side alone.
+fn constant_on_the_left<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Option<&'m str> {
+    let [left, right, ..] = &node.input[..] else { return None };
+    let product = is_standard(node) && matches!(node.op_type(), "Gemm" | "MatMul");
+    (product && graph.is_constant(left) && !graph.is_constant(right)).then_some(left)
+}
+
+/// Multiply-accumulates of a node that is left alone, if its kernel and the size of its output are known; an open batch is one.
+fn whole_macs(graph: &Graph<'_>, resolutions: &Resolutions, node: &NodeProto) -> Option<u64> {
+    let dims = |at: usize| Some(&graph.constant(node.input.get(at)?)?.dims[..]);
+    let is = |name: &str| attributes::int(node, name).unwrap_or(0) != 0;
+    let output = resolutions.shape(node.output.first()?)?;
+    // Of a product each element is a sum along the axis that both sides have.
+    let (each, sizes) = match (node.op_type(), dims(0), dims(1)) {
+        ("Gemm" | "MatMul", _, Some([.., rows, columns])) => {
+            (vec![if is("transB") { *columns } else { *rows }], output)
+        }
+        ("Gemm" | "MatMul", Some([.., rows, columns]), None) => {
+            (vec![if is("transA") { *rows } else { *columns }], output)
+        }
+        ("Conv" | "ConvTranspose", _, Some(kernel)) => (kernel.to_vec(), output.get(2..).filter(|s| !s.is_empty())?),
+        _ => return None,
+    };
+    let batch = (sizes.len() == output.len()).then_some(1);
+    let sizes = sizes.iter().enumerate().map(|(at, size)| size.or(batch.filter(|_| at == 0)));
+    let mut sizes = sizes.map(|size| Some(size? as u64)).chain(each.iter().map(|d| Some(d.unsigned_abs())));
+    sizes.try_fold(1u64, |product, size| Some(product.saturating_mul(size?)))
 }
 
 fn candidate(
@@ -173,7 +205,7 @@ fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: Group
         let family = conv.kind.family();
         let (role, key) = match by {
             GroupBy::Role => {
-                let role = role::of(graph, conv);
+                let role = role::of(graph, resolutions, conv);
                 let level = resolutions.level(&role.exit);
                 (role.text.clone(), format!("{} {family} {out} {kh}x{kw} {level:?}", role.text))
             }

@@ -6,7 +6,7 @@
 //! other input channels, a stride and perhaps a projection shortcut, plays the same roles as the blocks after it.
 
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Conv, Graph, Use, is_standard};
+use crate::onnx::{Conv, Graph, Resolutions, Use, is_standard};
 
 /// Steps that a role tells of to each side. Without an end the texts of a long chain would be as long as the chain, each.
 const FARTHEST: usize = 256;
@@ -42,7 +42,7 @@ pub(super) fn data_inputs<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Vec<&'m
     inputs.filter(|i| !i.is_empty() && !graph.is_constant(i)).collect()
 }
 
-pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
+pub(super) fn of(graph: &Graph<'_>, resolutions: &Resolutions, conv: &Conv) -> Role {
     let mut up = Vec::new();
     let mut value = conv.input.as_str();
     let mut steps = 0;
@@ -66,7 +66,7 @@ pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
         };
         match data_inputs(graph, node)[..] {
             [input] => {
-                up.extend(label(graph, node));
+                up.extend(label(graph, resolutions, node));
                 value = input;
             }
             [] => break node.op_type().to_owned(),
@@ -94,7 +94,7 @@ pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
         };
         match (data_inputs(graph, node).len(), node.output.first()) {
             (1, Some(output)) => {
-                down.extend(label(graph, node));
+                down.extend(label(graph, resolutions, node));
                 value = output;
             }
             _ => break node.op_type().to_owned(),
@@ -109,16 +109,17 @@ pub(super) fn of(graph: &Graph<'_>, conv: &Conv) -> Role {
 }
 
 /// A node as a step of a role; none if it is looked through.
-fn label(graph: &Graph<'_>, node: &NodeProto) -> Option<String> {
+fn label(graph: &Graph<'_>, resolutions: &Resolutions, node: &NodeProto) -> Option<String> {
     if is_transparent(node) {
         return None;
     }
     if !is_conv(node) {
         return Some(node.op_type().to_owned());
     }
-    let dims = node.input.get(1).and_then(|w| graph.constant(w)).map_or(&[][..], |t| &t.dims[..]);
-    let grouped = dims.get(1).is_some_and(|&i| i == 1);
-    let size = dims.get(2..).map_or(String::new(), sizes);
+    let dims = node.input.get(1).and_then(|kernel| resolutions.stored(graph, kernel)).unwrap_or_default();
+    let grouped = dims.get(1) == Some(&Some(1));
+    let size: Option<Vec<usize>> = dims.get(2..).and_then(|spatial| spatial.iter().copied().collect());
+    let size = size.map_or(String::new(), |spatial| sizes(&spatial));
     Some(format!("{}{size}{}", node.op_type(), if grouped { "/grouped" } else { "" }))
 }
 

@@ -85,6 +85,16 @@ pub enum SkipReason {
         /// How many readings.
         uses: usize,
     },
+    /// The constant of a product is its left side.
+    KernelOnTheLeft {
+        /// The constant.
+        value: String,
+    },
+    /// The constant of a product is a stack of matrices.
+    KernelStack {
+        /// Its dimensions.
+        dims: Vec<usize>,
+    },
     /// It stands in a local function of the model.
     InFunction {
         /// The function.
@@ -144,6 +154,12 @@ impl fmt::Display for SkipReason {
             ),
             Self::KernelReused { tensor, uses } => {
                 write!(f, "its kernel '{tensor}' is read {uses} times")
+            }
+            Self::KernelOnTheLeft { value } => {
+                write!(f, "its constant '{value}' is the left side of the product; only a right side is decomposed")
+            }
+            Self::KernelStack { dims } => {
+                write!(f, "its constant is a stack of matrices, {dims:?}; only a single matrix is decomposed")
             }
             Self::InFunction { function } => write!(f, "it stands in the local function '{function}': inline it first"),
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
@@ -409,8 +425,11 @@ fn kind(node: &NodeProto, dims: &[usize], resolutions: &Resolutions) -> Result<K
         [_, _, spatial @ ..] if (1..=3).contains(&spatial.len()) => Window::of(node, spatial).map_err(inconsistent),
         _ => Err(SkipReason::Axes { axes: dims.len() }),
     };
-    let matrix =
-        || if dims.len() == 2 { Ok(()) } else { Err(inconsistent(format!("its weight is no matrix: {dims:?}"))) };
+    let matrix = || match dims {
+        [_, _] => Ok(()),
+        [_, _, ..] => Err(SkipReason::KernelStack { dims: dims.to_vec() }),
+        _ => Err(inconsistent(format!("its weight is no matrix: {dims:?}"))),
+    };
     match node.op_type() {
         "ConvTranspose" => {
             let window = window()?.closed(node, resolutions.spatial(&node.input[0]));

@@ -14,8 +14,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-/// Bytes from which on a tensor is worth a place in another file.
-pub(super) const LEAST: usize = 1024;
 /// Tensors start at multiples of this, so that readers can map them.
 const ALIGNMENT: u64 = 4096;
 /// Hexadecimal digits of the data's hash in the name of its file.
@@ -64,6 +62,37 @@ impl Place {
             return Err("a link leads out of the model's folder".into());
         }
         if std::fs::metadata(&file).map_err(unreadable)?.is_file() { Ok(file) } else { Err("it is not a file".into()) }
+    }
+}
+
+/// How an opened model's data is dealt out between its own file and others, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spread {
+    /// The smallest tensor in another file; none if every tensor stands in the model's.
+    outside: Option<usize>,
+    /// The largest that could stand in another file and does not.
+    inside: usize,
+}
+
+impl Spread {
+    /// Whether tensors of `least` bytes and more, and only these, stand in other files; without it, none.
+    pub(super) fn fits(self, least: Option<usize>) -> bool {
+        match least {
+            None => self.outside.is_none(),
+            Some(least) => self.inside < least.max(1) && self.outside.is_none_or(|smallest| smallest >= least.max(1)),
+        }
+    }
+}
+
+/// How a model's data is dealt out as it is written in a graph, before [`read`].
+pub(super) fn spread(graph: &GraphProto) -> Spread {
+    let (outside, inside): (Vec<&TensorProto>, Vec<_>) = tensors(graph).into_iter().partition(|t| is_external(t));
+    // What is longer than memory is refused by whoever reads it.
+    let length =
+        |tensor: &TensorProto| Place::of(tensor).map_or(0, |p| usize::try_from(p.length).unwrap_or(usize::MAX));
+    Spread {
+        outside: outside.into_iter().map(length).min(),
+        inside: inside.iter().filter_map(|t| t.raw_data.as_ref()).map(Bytes::len).max().unwrap_or(0),
     }
 }
 
@@ -136,19 +165,20 @@ pub(super) fn refused(tensor: &TensorProto, reason: String) -> Error {
     Error::ExternalData { tensor: tensor.name().to_owned(), file: location.to_owned(), reason }
 }
 
-/// Writes a model with its large tensors in a file of their own beside it. That is named by its content, so that a model and the
+/// Writes a model with its tensors of `least` bytes and more, but for empty ones, in a file of their own beside it. That is named by its content, so that a model and the
 /// data of another are never taken together, and a run that is interrupted between the two files leaves the old pair whole.
 ///
 /// # Errors
 /// [`Error::Write`] with the system's reason; `path` is then as it was.
-pub(super) fn save(proto: &ModelProto, path: &Path) -> Result<()> {
+pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> {
+    let least = least.max(1);
     let mut proto = proto.clone();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut parts: Vec<Bytes> = Vec::new();
     let mut hash = Sha256::new();
     if let Some(graph) = &mut proto.graph {
         each_tensor(graph, &mut |tensor| {
-            if let Some(raw) = tensor.raw_data.as_ref().filter(|raw| raw.len() >= LEAST) {
+            if let Some(raw) = tensor.raw_data.as_ref().filter(|raw| raw.len() >= least) {
                 hash.update(raw);
                 parts.push(raw.clone());
             }
@@ -162,7 +192,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path) -> Result<()> {
     let mut offset = 0u64;
     if let Some(graph) = &mut proto.graph {
         each_tensor(graph, &mut |tensor| {
-            let Some(raw) = tensor.raw_data.take_if(|raw| raw.len() >= LEAST) else { return };
+            let Some(raw) = tensor.raw_data.take_if(|raw| raw.len() >= least) else { return };
             let entry = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
             tensor.external_data = vec![
                 entry("location", location.clone()),

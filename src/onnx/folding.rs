@@ -4,6 +4,7 @@ use super::attributes;
 use super::graph::{Graph, is_standard};
 use super::precision::Precision;
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
+use super::shapes::regrouped;
 use super::tensor::{floats_of, initializer, read_integers};
 use ndarray::{ArrayD, IxDyn};
 
@@ -75,7 +76,12 @@ impl Graph<'_> {
                 made(turned.shape(), turned.iter().copied().collect(), precision)
             }
             // Whatever the new shape is called, the elements stay in their order.
-            _ => made(&self.regrouped(node, &dims)?, floats_of(&from), precision),
+            _ => {
+                let known: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
+                let wanted: Vec<usize> = regrouped(self, node, Some(&known))?.into_iter().collect::<Option<_>>()?;
+                let (count, elements) = (wanted.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?, floats_of(&from));
+                (count == elements.len()).then(|| made(&wanted, elements, precision))?
+            }
         }
     }
 
@@ -87,55 +93,5 @@ impl Graph<'_> {
         let node =
             self.producer(name).map(|n| &self.nodes()[n]).filter(|n| is_standard(n) && n.op_type() == "Shape")?;
         shape_of(node, &self.constant(node.input.first()?)?.dims)
-    }
-
-    /// The dimensions that a `Reshape`, `Squeeze`, `Unsqueeze` or `Flatten` gives a constant.
-    fn regrouped(&self, node: &NodeProto, dims: &[usize]) -> Option<Vec<usize>> {
-        let given = |name: &str| {
-            let input = || read_integers(self.constant(node.input.get(1)?)?);
-            attributes::ints(node, name).map(<[i64]>::to_vec).or_else(input)
-        };
-        let axis =
-            |a: i64, rank: usize| usize::try_from(if a < 0 { a + rank as i64 } else { a }).ok().filter(|&a| a < rank);
-        let wanted: Vec<usize> = match node.op_type() {
-            "Reshape" => {
-                let wanted = given("shape")?;
-                let known = wanted.iter().enumerate().map(|(at, &n)| match n {
-                    0 => dims.get(at).copied(),
-                    -1 => Some(1),
-                    n => usize::try_from(n).ok(),
-                });
-                let mut known: Vec<usize> = known.collect::<Option<_>>()?;
-                if let Some(open) = wanted.iter().position(|&n| n == -1) {
-                    let others = known.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-                    known[open] = dims.iter().product::<usize>().checked_div(others)?;
-                }
-                known
-            }
-            "Squeeze" => {
-                let axes = match given("axes") {
-                    Some(axes) => axes.into_iter().map(|a| axis(a, dims.len())).collect::<Option<Vec<_>>>()?,
-                    None => (0..dims.len()).filter(|&a| dims[a] == 1).collect(),
-                };
-                (0..dims.len()).filter(|a| !axes.contains(a)).map(|a| dims[a]).collect()
-            }
-            "Unsqueeze" => {
-                let axes = given("axes")?;
-                let rank = dims.len() + axes.len();
-                let axes = axes.into_iter().map(|a| axis(a, rank)).collect::<Option<Vec<_>>>()?;
-                let mut rest = dims.iter();
-                (0..rank)
-                    .map(|a| if axes.contains(&a) { Some(1) } else { rest.next().copied() })
-                    .collect::<Option<_>>()?
-            }
-            _ => {
-                let at = attributes::int(node, "axis").unwrap_or(1);
-                let at = usize::try_from(if at < 0 { at + dims.len() as i64 } else { at }).ok()?;
-                let (rows, columns) = dims.split_at_checked(at)?;
-                vec![rows.iter().product(), columns.iter().product()]
-            }
-        };
-        let count = wanted.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
-        (count == dims.iter().product::<usize>()).then_some(wanted)
     }
 }

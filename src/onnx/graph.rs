@@ -60,7 +60,6 @@ impl<'m> Graph<'m> {
             .chain(initializers.keys().copied())
             .chain(proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()))
             .collect();
-        let own = model.proto().opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx"));
         let mut graph = Self {
             proto,
             producer: HashMap::new(),
@@ -73,7 +72,7 @@ impl<'m> Graph<'m> {
             order: Vec::new(),
             place: Vec::new(),
             live: Vec::new(),
-            opset: own.map_or(1, |o| o.version()),
+            opset: model.opset(),
         };
         if model.proto().ir_version() >= 4 {
             graph.overridable = inputs.iter().copied().filter(|n| graph.initializers.contains_key(n)).collect();

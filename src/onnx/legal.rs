@@ -10,9 +10,8 @@
 //! Nodes of one name get others.
 
 use super::graph::{Namer, is_standard};
-use super::proto::{
-    AttributeProto, ModelProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
-};
+use super::model::is_own;
+use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
 use super::{Model, attributes, float_initializer};
 use bytes::Bytes;
 use std::collections::{BTreeSet, HashSet};
@@ -36,7 +35,14 @@ impl Model {
             return None;
         }
         let mut proto = self.proto().clone();
-        let mut copy = Copy { opset: raise(&mut proto), namer: Namer::new(graph), initializers: Vec::new() };
+        // The version of `Resize` for a model that upsamples, if it is near enough.
+        let upsamples = graph.node.iter().any(|n| is_standard(n) && n.op_type() == "Upsample");
+        let raised = upsamples && (OLDEST..RESIZE).contains(&self.opset());
+        let opset = if raised { RESIZE } else { self.opset() };
+        if let Some(own) = proto.opset_import.iter_mut().find(|set| is_own(set)) {
+            own.version = Some(opset);
+        }
+        let mut copy = Copy { opset, namer: Namer::new(graph), initializers: Vec::new() };
         let graph = proto.graph.as_mut()?;
         let mut rewritten = BTreeSet::new();
         let mut nodes = Vec::with_capacity(graph.node.len() + 8);
@@ -59,18 +65,6 @@ impl Model {
 }
 
 const OPERATORS: [&str; 4] = ["ImageScaler", "Affine", "Crop", "Upsample"];
-
-/// Raises the version of the operators to that of `Resize`, if the model upsamples and is near enough; the version.
-fn raise(proto: &mut ModelProto) -> i64 {
-    let upsamples = |n: &NodeProto| is_standard(n) && n.op_type() == "Upsample";
-    let wanted = proto.graph.as_ref().is_some_and(|g| g.node.iter().any(upsamples));
-    let own = proto.opset_import.iter_mut().find(|o| matches!(o.domain(), "" | "ai.onnx"));
-    let Some(own) = own else { return 1 };
-    if wanted && (OLDEST..RESIZE).contains(&own.version()) {
-        own.version = Some(RESIZE);
-    }
-    own.version()
-}
 
 /// The copy while it is made.
 struct Copy {

@@ -3,7 +3,8 @@
 #[cfg(feature = "verify")]
 use super::proto::StringStringEntryProto;
 use super::proto::{
-    GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto, type_proto,
+    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
+    tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
 use super::{Graph, external, tensor};
@@ -39,6 +40,8 @@ pub struct Model {
     proto: ModelProto,
     /// The bytes this model was read from, given back untouched as long as nothing changes.
     source: Option<Bytes>,
+    /// Of a model that was read: which of its tensors stood in other files.
+    spread: Option<external::Spread>,
 }
 
 impl std::fmt::Debug for Model {
@@ -52,9 +55,13 @@ impl Model {
     /// Reads a model file.
     ///
     /// # Errors
-    /// [`Error::Read`] if the file cannot be read, and the errors of [`Model::from_bytes`].
+    /// [`Error::Read`] if the file cannot be read, and [`Error::Unsound`] with the errors of [`Model::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        Self::open_file(path).map_err(|error| error.of_file(path))
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
         let read = || {
             let file = std::fs::File::open(path)?;
             let mut bytes = Vec::with_capacity(file.metadata()?.len().min(LARGEST_FILE) as usize);
@@ -103,6 +110,7 @@ impl Model {
         }
         let source = Bytes::from(bytes);
         let mut proto = ModelProto::decode(source.clone()).map_err(|e| Error::NotOnnx { reason: e.to_string() })?;
+        let spread = proto.graph.as_ref().map(external::spread);
         // What was read from several files has no bytes of its own.
         let joined = match (&mut proto.graph, folder) {
             (Some(graph), Some(folder)) => external::read(graph, folder)?,
@@ -116,7 +124,7 @@ impl Model {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
         tensors(graph).into_iter().try_for_each(tensor::check)?;
-        let model = Self { proto, source: (!joined).then_some(source) };
+        let model = Self { proto, source: (!joined).then_some(source), spread };
         Graph::new(&model)?;
         Ok(model)
     }
@@ -153,7 +161,7 @@ impl Model {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.file_bytes() > LARGEST_FILE {
-            return self.save_external(path);
+            return self.save_external(path, Self::EXTERNAL_DATA_THRESHOLD);
         }
         match &self.source {
             Some(bytes) => write_whole(path, bytes),
@@ -176,14 +184,17 @@ impl Model {
         }
     }
 
-    /// Writes the model with its tensors of a kibibyte and more in a file of their own beside it, `NAME.HASH.data`. Data of a
-    /// model that is replaced stays, as others may refer to it.
+    /// Bytes from which on tensors are commonly kept in another file, and are by [`Model::save`].
+    pub const EXTERNAL_DATA_THRESHOLD: usize = 1024;
+
+    /// Writes the model with its tensors of `threshold` bytes and more in a file of their own beside it, `NAME.HASH.data`; empty
+    /// tensors stay. Data of a model that is replaced stays, as others may refer to it.
     ///
     /// # Errors
     /// [`Error::Write`] with the system's reason; `path` is then as it was.
-    pub fn save_external(&self, path: impl AsRef<Path>) -> Result<()> {
+    pub fn save_external(&self, path: impl AsRef<Path>, threshold: usize) -> Result<()> {
         let path = std::fs::canonicalize(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
-        external::save(&self.proto, &path)
+        external::save(&self.proto, &path, threshold)
     }
 
     /// Floating-point parameters: elements of every float tensor, each stored tensor counted once.
@@ -222,6 +233,11 @@ impl Model {
         let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
         let known = known.join(", ");
         Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")))
+    }
+
+    /// The version of ONNX's own operators that it is written in.
+    pub(crate) fn opset(&self) -> i64 {
+        self.proto.opset_import.iter().find(|set| is_own(set)).map_or(1, OperatorSetIdProto::version)
     }
 
     /// Names of the graph's outputs.
@@ -274,13 +290,13 @@ impl Model {
         Self::from_proto(proto)
     }
 
-    /// Of a model that was opened: whether its large tensors stand in other files exactly if [`Model::save_external`], or
-    /// [`Model::save`] of one so large, would put them there.
+    /// Of a model that was opened: whether tensors stand in other files exactly where [`Model::save_external`] with this threshold,
+    /// or without one [`Model::save`], would put them there.
     #[cfg(feature = "verify")]
-    pub(crate) fn is_stored(&self, external: bool) -> bool {
-        let large = |t: &&TensorProto| t.raw_data.as_ref().is_some_and(|raw| raw.len() >= external::LEAST);
-        let any = || self.proto.graph.iter().flat_map(tensors).any(|t| large(&t));
-        self.source.is_none() == ((external || self.file_bytes() > LARGEST_FILE) && any())
+    pub(crate) fn is_stored(&self, threshold: Option<usize>) -> bool {
+        let large = self.file_bytes() > LARGEST_FILE;
+        let threshold = threshold.or(large.then_some(Self::EXTERNAL_DATA_THRESHOLD));
+        self.spread.is_some_and(|spread| spread.fits(threshold))
     }
 
     pub(crate) fn proto(&self) -> &ModelProto {
@@ -289,8 +305,13 @@ impl Model {
 
     /// A model made here from the parts of a checked one.
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
-        Self { proto, source: None }
+        Self { proto, source: None, spread: None }
     }
+}
+
+/// Whether a set of operators is ONNX's own.
+pub(super) fn is_own(set: &OperatorSetIdProto) -> bool {
+    matches!(set.domain(), "" | "ai.onnx")
 }
 
 /// Dimensions and elements of a tensor file (`.pb`), or the sentence that says what is wrong with it.

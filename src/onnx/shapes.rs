@@ -7,7 +7,7 @@ use super::proto::NodeProto;
 use super::tensor::read_integers;
 use super::window::{LARGEST, Window};
 use super::{attributes, read_floats};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// Dimensions, `None` where unknown.
 pub(crate) type Shape = Vec<Option<usize>>;
@@ -71,6 +71,12 @@ impl Resolutions {
         self.shape.get(value).map(Vec::as_slice)
     }
 
+    /// The shape of a constant as it is stored, or is after what rearranges it.
+    pub(crate) fn stored(&self, graph: &Graph<'_>, name: &str) -> Option<Shape> {
+        let dims = graph.constant(name).map(|t| t.dims.iter().map(|&d| usize::try_from(d).ok()).collect());
+        dims.or_else(|| self.shape.get(name).filter(|_| graph.is_constant(name)).cloned())
+    }
+
     /// The sizes of a value's spatial axes; empty if they are not known.
     pub(crate) fn spatial(&self, value: &str) -> &[Option<usize>] {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
@@ -116,28 +122,7 @@ impl Resolutions {
                     Some(order) => order.iter().map(|&at| first.get(usize::try_from(at).ok()?).copied()).collect(),
                 }
             }
-            "Reshape" => {
-                let wanted = integers(1).or_else(|| attributes::ints(node, "shape").map(<[i64]>::to_vec))?;
-                Some(reshaped(first.as_deref(), &wanted))
-            }
-            "Flatten" => {
-                let first = first?;
-                let at = attributes::int(node, "axis").unwrap_or(1);
-                let at = if at == first.len() as i64 { first.len() } else { axis(at, first.len())? };
-                let (rows, columns) = first.split_at(at);
-                Some(vec![product(rows), product(columns)])
-            }
-            "Squeeze" | "Unsqueeze" => {
-                let axes = attributes::ints(node, "axes").map(<[i64]>::to_vec).or_else(|| integers(1))?;
-                let first = first?;
-                let rank = if node.op_type() == "Squeeze" { first.len() } else { first.len() + axes.len() };
-                let axes: Vec<usize> = axes.iter().map(|&a| axis(a, rank)).collect::<Option<_>>()?;
-                if node.op_type() == "Squeeze" {
-                    return Some((0..rank).filter(|a| !axes.contains(a)).map(|a| first[a]).collect());
-                }
-                let mut rest = first.into_iter();
-                Some((0..rank).map(|a| if axes.contains(&a) { Some(1) } else { rest.next().flatten() }).collect())
-            }
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => regrouped(graph, node, first.as_deref()),
             "Gemm" => {
                 let (a, b) = (first?, shape(1)?);
                 let turned = |name: &str| usize::from(attributes::int(node, name).unwrap_or(0) != 0);
@@ -316,6 +301,47 @@ fn axis(stated: i64, rank: usize) -> Option<usize> {
 
 fn product(dims: &[Option<usize>]) -> Option<usize> {
     dims.iter().try_fold(1usize, |n, d| n.checked_mul((*d)?))
+}
+
+/// What `Reshape`, `Flatten`, `Squeeze` or `Unsqueeze` makes of a value of these dimensions; none where its rank is not known.
+pub(super) fn regrouped(graph: &Graph<'_>, node: &NodeProto, from: Option<&[Option<usize>]>) -> Option<Shape> {
+    let input = || node.input.get(1).filter(|name| !name.is_empty());
+    // Attributes in the first versions, inputs since.
+    let given = |name: &str| {
+        let stated = attributes::ints(node, name).map(<[i64]>::to_vec);
+        stated.or_else(|| read_integers(graph.constant(input()?)?))
+    };
+    if node.op_type() == "Reshape" {
+        return Some(reshaped(from, &given("shape")?));
+    }
+    let (from, axes) = (from?, given("axes"));
+    let places =
+        |axes: Vec<i64>, rank: usize| axes.into_iter().map(|a| axis(a, rank)).collect::<Option<BTreeSet<usize>>>();
+    match (node.op_type(), axes) {
+        ("Flatten", _) => {
+            let at = attributes::int(node, "axis").unwrap_or(1);
+            let at = if usize::try_from(at) == Ok(from.len()) { from.len() } else { axis(at, from.len())? };
+            let (rows, columns) = from.split_at(at);
+            Some(vec![product(rows), product(columns)])
+        }
+        ("Squeeze", Some(axes)) => {
+            let axes = places(axes, from.len())?;
+            Some((0..from.len()).filter(|a| !axes.contains(a)).map(|a| from[a]).collect())
+        }
+        // Every axis of one, if it is known which are.
+        ("Squeeze", None) => {
+            let known = input().is_none() && from.iter().all(Option::is_some);
+            known.then(|| from.iter().copied().filter(|d| *d != Some(1)).collect())
+        }
+        ("Unsqueeze", Some(axes)) => {
+            let rank = from.len() + axes.len();
+            let (axes, mut rest) = (places(axes, rank)?, from.iter());
+            let shape: Shape =
+                (0..rank).map(|a| if axes.contains(&a) { Some(1) } else { rest.next().copied().flatten() }).collect();
+            (axes.len() + from.len() == rank).then_some(shape)
+        }
+        _ => None,
+    }
 }
 
 /// What `Reshape` makes: zeros keep a dimension, -1 takes what is left.

@@ -80,7 +80,7 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
     let precision = model.kernel_precision().unwrap_or(Precision::Single);
     let mut proto = model.proto().clone();
     let ir_version = proto.ir_version();
-    let opset = opset(&proto);
+    let opset = model.opset();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
     let mut patches: HashMap<usize, Patch> = HashMap::new();
@@ -263,11 +263,6 @@ pub(crate) fn with_kernels<'c>(
     graph.node = nodes;
     drop_unread(graph, &before);
     Ok(Model::from_proto(proto))
-}
-
-/// The version of ONNX's own operators.
-fn opset(proto: &ModelProto) -> i64 {
-    proto.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(1, |o| o.version())
 }
 
 /// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.

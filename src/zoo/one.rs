@@ -86,7 +86,10 @@ impl Worker<'_> {
     }
 
     fn ended(&self, model: &Found, input: &Content, report: &Path, end: End, said: &str) -> Result<Row> {
+        // The row names the model already, and the record holds wherever it stands.
+        let file = format!("{}: ", model.input.display());
         let sentence = sentence(said);
+        let sentence = sentence.strip_prefix(&file).map_or(sentence.clone(), str::to_owned);
         // What is said first, before any trace of calls.
         let first = said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
         let refused = |code, reason| Ok(Row::refused(&model.name, code, reason));

@@ -6,9 +6,9 @@ pub mod proto {
     include!("../../proto/onnx.rs");
 }
 
+pub mod choose;
 pub mod mutate;
 pub mod scene;
-pub mod schema;
 
 use bytes::Bytes;
 use prost::Message;

@@ -49,7 +49,7 @@ impl Scene {
 
     /// Runs with `input` on standard input.
     pub fn pipes(&self, arguments: &str, input: &[u8]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        let mut command = Command::new(COMMAND.expect("cargo test builds the command"));
         command.current_dir(self.folder.path()).args(arguments.split_whitespace());
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -55,6 +55,8 @@ def optimised(source, target, level):
 
 
 def external(source, target):
+    # onnx appends to a file of that name in the target's folder, and refuses one in the working folder.
+    target.with_name(f"{target.name}.data").unlink(missing_ok=True)
     onnx.save(onnx.load(source), target, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{target.name}.data", size_threshold=1024)
 
 

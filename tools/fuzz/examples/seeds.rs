@@ -1,5 +1,6 @@
 //! Writes a first corpus for each target: `cargo run --example seeds -- FOLDER`.
 
+use onnx_jmd_fuzz::Choice;
 use onnx_jmd_fuzz::support::{mutate, scene::npy};
 use prost::Message;
 use rand::{RngExt, SeedableRng};
@@ -16,7 +17,7 @@ fn main() -> std::io::Result<()> {
     for at in 0..40 {
         let bytes = mutate::small(&mut |n| rng.random_range(0..n)).encode_to_vec();
         write("bytes_to_model", format!("model-{at}"), &bytes)?;
-        let choice: [u8; 4] = rng.random();
+        let choice: Choice = rng.random();
         write("compile", format!("model-{at}"), &[&choice[..], &bytes].concat())?;
         let choices: Vec<u8> = (0..200).map(|_| rng.random()).collect();
         write("mutated_model", format!("choices-{at}"), &choices)?;

@@ -9,7 +9,7 @@ use prost::Message;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut u = Unstructured::new(bytes);
-    let choice = u.arbitrary().unwrap_or([1, 0, 20, 0]);
+    let choice = u.arbitrary().unwrap_or_default();
     let mut next = |n| pick(&mut u, n);
     let mut proto = mutate::small(&mut next);
     for _ in 0..next(12) {

@@ -11,63 +11,25 @@
 pub mod support;
 
 use arbitrary::Unstructured;
-use onnx_jmd::{
-    Error, Form, GroupBy, GroupOptions, Model, Plan, PlanOptions, Protocol, RankPolicy, Result, Scheme, SchemeChoice,
-    Unfolding, apply, find_groups, inspect, reference,
-};
+use onnx_jmd::{Error, GroupOptions, Model, Plan, PlanOptions, Result, apply, find_groups, inspect, reference};
+use support::choose;
 
 /// A number below `n`, from the fuzzer's bytes; zero when they are used up.
 pub fn pick(u: &mut Unstructured<'_>, n: usize) -> usize {
     u.int_in_range(0..=n.max(1) - 1).unwrap_or(0)
 }
 
-/// Options from four bytes.
-pub fn options(bytes: [u8; 4]) -> (GroupOptions, PlanOptions) {
-    let [scheme, unfolding, policy, flags] = bytes;
-    let split = f64::from(flags >> 4) / 15.0;
-    let schemes = [
-        Scheme::Separate,
-        Scheme::LeftShared,
-        Scheme::RightSharedWithFirst,
-        Scheme::RightShared,
-        Scheme::BothShared { split },
-        Scheme::PartlyCoupled { split },
-        Scheme::CoupledTensorTrain { split },
-    ];
-    let names = ["spatial", "filter-bank", "pointwise-first", "tucker"];
-    let unfolding = Unfolding::named(names[usize::from(unfolding) % names.len()]).unwrap_or(Unfolding::SPATIAL);
-    let scheme = match schemes.get(usize::from(scheme) % 8) {
-        Some(scheme) => SchemeChoice::Only(Form::from(*scheme).scheme.on(unfolding)),
-        None => SchemeChoice::Auto,
-    };
-    let policy = match policy {
-        0..128 => RankPolicy::Ratio(1.0 + f64::from(policy) / 16.0),
-        _ => RankPolicy::Rate(f64::from(policy - 127) / 128.0),
-    };
-    let groups = GroupOptions {
-        group_by: if flags & 1 == 0 { GroupBy::Role } else { GroupBy::Shape },
-        keep_batch_norm: flags & 2 != 0,
-        protocol: (flags & 12 == 12).then_some(Protocol::Paper),
-        ..GroupOptions::default()
-    };
-    let plan = PlanOptions {
-        scheme,
-        policy,
-        iterations: 2,
-        allow_more_macs: flags & 4 != 0,
-        unshare: flags & 8 != 0,
-        align: if flags & 8 == 0 { 1 } else { 16 },
-    };
-    (groups, plan)
-}
+/// Bytes from which options are chosen.
+pub type Choice = [u8; choose::NUMBERS];
 
 /// Everything short of running the model. What is written must be readable, and say what was decided.
-pub fn through(model: &Model, choice: [u8; 4]) {
+pub fn through(model: &Model, choice: Choice) {
     // Large kernels only take time.
     if model.parameters() > 20_000 {
         return;
     }
-    let (groups, plan) = options(choice);
+    let mut numbers = choice.into_iter().map(usize::from);
+    let (groups, plan) = choose::options(&mut |n| numbers.next().unwrap_or(0) % n);
     let (found, made) = (inspect(model, &groups), compressed(model, &groups, &plan));
     for error in [found.err(), made.err()].into_iter().flatten() {
         sentence(&error);
