@@ -364,6 +364,11 @@ impl Compress {
         if self.cache.is_some() && calibration.is_none() {
             return Err(Error::Options("--cache needs calibration: leave out --calib none, or give --calib".into()));
         }
+        // What judges the tuning is not calibrated on.
+        let calibration = calibration.map(|c| match &tuning {
+            Some(_) => CalibrationInputs { images: c.images.shown(), ..c },
+            None => c,
+        });
         let options = Options {
             verify: (!self.no_verify).then(|| self.verification.options(groups.input_shapes.clone())),
             groups,

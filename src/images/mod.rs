@@ -25,6 +25,31 @@ pub struct Images {
     source: Arc<Source>,
     labels: Option<(PathBuf, Vec<i64>)>,
     preprocessing: Preprocessing,
+    part: Part,
+}
+
+/// Which of the images are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    All,
+    /// All but those held out.
+    Shown,
+    Held,
+}
+
+/// One image in so many is held out.
+const HELD_OUT: usize = 10;
+
+impl Part {
+    /// Spread evenly, as images may be sorted by class.
+    fn takes(self, index: usize) -> bool {
+        let held = index % HELD_OUT == HELD_OUT - 1;
+        match self {
+            Self::All => true,
+            Self::Shown => !held,
+            Self::Held => held,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -86,7 +111,7 @@ impl Images {
             Source::Arrays { path: owned, sets: vec![vec![npy::npy(path)?]] }
         };
         let labels = labels.map(|l| Ok((l.to_owned(), npy::labels(l)?))).transpose()?;
-        Ok(Self { source: Arc::new(source), labels, preprocessing: preprocessing.clone() })
+        Ok(Self { source: Arc::new(source), labels, preprocessing: preprocessing.clone(), part: Part::All })
     }
 
     /// `count` pictures drawn by chance, for models that read pictures.
@@ -96,7 +121,7 @@ impl Images {
     pub fn drawn(seed: u64, count: usize, preprocessing: &Preprocessing) -> Result<Self> {
         preprocessing.check()?;
         let source = Arc::new(Source::Drawn { seed, count: count.max(1) });
-        Ok(Self { source, labels: None, preprocessing: preprocessing.clone() })
+        Ok(Self { source, labels: None, preprocessing: preprocessing.clone(), part: Part::All })
     }
 
     /// The first of them (of a folder of pictures, some spread evenly) for a model whose inputs have these names and
@@ -121,6 +146,9 @@ impl Images {
             let reason = format!("it holds {} labels, but there are {all} images", labels.len());
             return Err(Error::Images { path: path.clone(), reason });
         }
+        let places: Vec<(usize, usize)> =
+            places.into_iter().enumerate().filter(|(i, _)| self.part.takes(*i)).map(|(_, place)| place).collect();
+        let all = places.len();
         let count = most.unwrap_or(all).min(all);
         // Files are sorted by name, so that the first of them may well be of one class.
         let spread = matches!(&*self.source, Source::Files { .. });
@@ -128,6 +156,19 @@ impl Images {
         let assumed = slots.iter().find_map(|s| s.assumed.clone());
         let made = (0..count * slots.len()).map(|_| OnceLock::new()).collect();
         Ok(Samples { images: self.clone(), slots, places, mirrored: false, made, assumed })
+    }
+
+    /// All but a tenth of them, which is held out to judge by.
+    #[cfg(feature = "tune")]
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        Self { part: Part::Shown, ..self.clone() }
+    }
+
+    /// The tenth that is held out.
+    #[cfg(feature = "tune")]
+    pub(crate) fn held_out(&self) -> Self {
+        Self { part: Part::Held, ..self.clone() }
     }
 
     /// Where they come from.

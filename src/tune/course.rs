@@ -23,8 +23,8 @@ const RETREAT: f32 = 0.25;
 pub(super) struct Course<'c> {
     pub(super) lesson: &'c Lesson<'c>,
     pub(super) options: &'c TuneOptions,
-    pub(super) shown: &'c [usize],
-    pub(super) held: &'c [usize],
+    /// How many are shown.
+    pub(super) images: usize,
     pub(super) checkpoint: Option<Checkpoint>,
 }
 
@@ -47,12 +47,12 @@ pub(super) struct Run {
 
 impl Course<'_> {
     fn batch(&self) -> usize {
-        self.options.batch.clamp(1, self.shown.len().max(1))
+        self.options.batch.clamp(1, self.images.max(1))
     }
 
     /// Steps of one pass over the images.
     fn pass(&self) -> u64 {
-        (self.shown.len() / self.batch()).max(1) as u64
+        (self.images / self.batch()).max(1) as u64
     }
 
     /// The part of the way that lies behind, 1 at the end.
@@ -106,10 +106,10 @@ impl Course<'_> {
             }
             let (pass, place) = (run.steps / self.pass(), (run.steps % self.pass()) as usize);
             if of != Some(pass) {
-                (order, of) = (self.lesson.order(self.shown, pass), Some(pass));
+                (order, of) = (self.lesson.order(pass), Some(pass));
             }
             let batch = &order[place * self.batch()..(place + 1) * self.batch()];
-            let loss = self.lesson.learn(&run.optimizer.parameters, batch, self.shown, run.steps, &mut parts)?;
+            let loss = self.lesson.learn(&run.optimizer.parameters, batch, run.steps, &mut parts)?;
             let rate = self.options.rate * run.caution * cycle(way as f32);
             let moved = loss.is_finite() && run.optimizer.step(parts[0].gradients(), rate);
             if !moved {
@@ -140,7 +140,7 @@ impl Course<'_> {
     /// Before the first step.
     fn start(&self, progress: &Progress<'_>) -> Result<Run> {
         let optimizer = Optimizer::new(self.lesson.initial());
-        let Look { loss, agreement } = self.lesson.look(&optimizer.parameters, self.held)?;
+        let Look { loss, agreement } = self.lesson.look(&optimizer.parameters)?;
         progress.say(&format!("before tuning: agreement {:.2} % on held-out images", 100.0 * agreement));
         let row = TuningRow { epoch: 0.0, step: 0, seconds: 0.0, loss: None, held_out_loss: loss, agreement };
         let best = optimizer.parameters.clone();
@@ -151,7 +151,7 @@ impl Course<'_> {
     /// Takes a look at the averages, and keeps them if they are the best so far.
     fn look(&self, run: &mut Run, seconds: f64, loss: f64, progress: &Progress<'_>) -> Result<()> {
         run.seconds = seconds;
-        let look = self.lesson.look(&run.optimizer.averages, self.held)?;
+        let look = self.lesson.look(&run.optimizer.averages)?;
         let epoch = run.steps as f64 / self.pass() as f64;
         let row = TuningRow {
             epoch,

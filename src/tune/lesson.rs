@@ -55,15 +55,12 @@ pub(super) struct Look {
 }
 
 impl<'t> Lesson<'t> {
-    /// `shown` are the images whose values inside the teacher are the measure of differences.
-    ///
     /// # Errors
     /// [`Error::Tuning`] if the outputs do not fit each other, [`Error::Images`] if an image cannot be decoded.
     pub(super) fn new(
         (teacher, student): (&'t Tape, &'t Tape),
         feature_weight: f32,
         views: &'t Views,
-        shown: &[usize],
         augmentation: Augmentation,
         seed: u64,
     ) -> Result<Self> {
@@ -73,9 +70,9 @@ impl<'t> Lesson<'t> {
         }
         let mut workspace = teacher.workspace();
         let mut energies = vec![0.0f32; outputs.len() + features.len()];
-        let count = shown.len().min(MEASURED);
-        for &image in shown.iter().step_by((shown.len() / count.max(1)).max(1)).take(count) {
-            teacher.forward(&mut workspace, &[], &views.feed(image)?);
+        let count = views.len().min(MEASURED);
+        for number in 0..count {
+            teacher.forward(&mut workspace, &[], &views.feed(number * views.len() / count)?);
             for (point, energy) in outputs.iter().chain(&features).zip(&mut energies) {
                 *energy += point.energy(teacher, &workspace) / count as f32;
             }
@@ -124,7 +121,7 @@ impl<'t> Lesson<'t> {
     }
 
     /// A view of a sample, by chance.
-    fn view(&self, sample: usize, others: &[usize], chance: &mut Pcg64Mcg) -> Result<Feed> {
+    fn view(&self, sample: usize, chance: &mut Pcg64Mcg) -> Result<Feed> {
         let view = |sample: usize, chance: &mut Pcg64Mcg| -> Result<Feed> {
             let mut feed = self.views.feed(sample)?;
             if let [image] = &mut feed[..] {
@@ -134,7 +131,7 @@ impl<'t> Lesson<'t> {
         };
         let mut feed = view(sample, chance)?;
         if let Some(share) = self.augmentation.mixture(chance) {
-            let other = view(others[chance.random_range(0..others.len())], chance)?;
+            let other = view(chance.random_range(0..self.views.len()), chance)?;
             for (image, other) in feed.iter_mut().zip(other) {
                 image.zip_mut_with(&other, |a, b| *a += share * (b - *a));
             }
@@ -143,14 +140,7 @@ impl<'t> Lesson<'t> {
     }
 
     /// The mean loss of a batch, and its gradient in the first of `parts`.
-    pub(super) fn learn(
-        &self,
-        parameters: &[Vec<f32>],
-        batch: &[usize],
-        all: &[usize],
-        step: u64,
-        parts: &mut [Part],
-    ) -> Result<f64> {
+    pub(super) fn learn(&self, parameters: &[Vec<f32>], batch: &[usize], step: u64, parts: &mut [Part]) -> Result<f64> {
         let share = 1.0 / batch.len() as f32;
         let count = parts.len();
         let done: Vec<Result<()>> = parts
@@ -162,7 +152,7 @@ impl<'t> Lesson<'t> {
                 part.loss = 0.0;
                 for (place, &sample) in batch.iter().enumerate().skip(number).step_by(count) {
                     let mut chance = Pcg64Mcg::seed_from_u64(mixed(self.seed, step, place as u64));
-                    let feed = self.view(sample, all, &mut chance)?;
+                    let feed = self.view(sample, &mut chance)?;
                     part.loss +=
                         self.with_room(|room| self.sample(room, parameters, &feed, share, &mut part.gradients));
                 }
@@ -194,9 +184,10 @@ impl<'t> Lesson<'t> {
     }
 
     /// What held-out samples say of some parameters.
-    pub(super) fn look(&self, parameters: &[Vec<f32>], held: &[usize]) -> Result<Look> {
-        let each = held.par_iter().with_max_len(4).map(|&sample| {
-            let feed = self.views.feed(sample)?;
+    pub(super) fn look(&self, parameters: &[Vec<f32>]) -> Result<Look> {
+        let held = self.views.held();
+        let each = (0..held.len()).into_par_iter().with_max_len(4).map(|sample| {
+            let feed = held.feed(sample)?;
             Ok(self.with_room(|room| {
                 let Room { teacher, student, scratch } = room;
                 self.teacher.forward(teacher, &[], &feed);
@@ -227,9 +218,9 @@ impl<'t> Lesson<'t> {
         Ok(Look { loss: each.iter().map(|e| e.0).sum::<f64>() / count, agreement })
     }
 
-    /// The samples of an epoch in an order of its own.
-    pub(super) fn order(&self, all: &[usize], epoch: u64) -> Vec<usize> {
-        let mut order = all.to_vec();
+    /// The images of a pass in an order of its own.
+    pub(super) fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.views.len()).collect();
         order.shuffle(&mut Pcg64Mcg::seed_from_u64(mixed(self.seed, epoch, u64::MAX)));
         order
     }

@@ -173,8 +173,6 @@ impl Tuned {
 
 /// Images without which there is nothing to learn from.
 const LEAST_IMAGES: usize = 20;
-/// Held-out images: one in so many, and at most.
-const HELD_OUT: (usize, usize) = (10, 1000);
 
 /// Trains `student` to do what `teacher` does on some images. Both are in float32.
 ///
@@ -207,24 +205,23 @@ pub(crate) fn tuned(
     let tape = Tape::new(student, &fed, &sample, &trained)?;
     let augmentation =
         Augmentation { axes: views.picture_axes(), mirror: options.mirror, shift: options.shift, mix: options.mix };
-    let held_out = (views.len() / HELD_OUT.0).clamp(1, HELD_OUT.1);
-    let (shown, held) = views.split(held_out);
-    let lesson = Lesson::new((&teacher_tape, &tape), options.features, &views, &shown, augmentation, options.seed)?;
+    let held_out = views.held().len();
+    let lesson = Lesson::new((&teacher_tape, &tape), options.features, &views, augmentation, options.seed)?;
     let parameters: usize = tape.parameters().iter().map(|p| p.values.len()).sum();
     progress.say(&format!(
         "tuning {parameters} parameters in {} tensors on {} images, {held_out} held out; takes about {} MiB of memory, whatever --batch is",
         tape.parameters().len(),
-        shown.len(),
+        views.len(),
         lesson.bytes() >> 20,
     ));
     let checkpoint =
         options.resume.as_ref().map(|path| Checkpoint::new(path, [teacher, student], &views, &options.text()));
-    let course = Course { lesson: &lesson, options, shown: &shown, held: &held, checkpoint: checkpoint.transpose()? };
+    let course = Course { lesson: &lesson, options, images: views.len(), checkpoint: checkpoint.transpose()? };
     let (values, run) = course.run(progress)?;
     let tuning = Tuning {
         source: images.iter().map(Images::what).collect::<Vec<_>>().join(" and "),
         parameters: parameters as u64,
-        images: shown.len(),
+        images: views.len(),
         held_out,
         curve: run.curve,
         kept: run.kept,

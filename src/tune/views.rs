@@ -1,22 +1,29 @@
 //! What is shown: the images of several sources, one after the other.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::images::{Images, Samples};
 use crate::onnx::Model;
 use crate::runtime::{Feed, Input, shapes};
-use std::collections::HashSet;
+
+/// Held-out images at most.
+const HELD_OUT: usize = 1000;
 
 /// Images of several sources, each fitted to one model.
 pub(super) struct Views {
     parts: Vec<Samples>,
+    held: Samples,
 }
 
 impl Views {
     /// # Errors
     /// [`Error::Images`](crate::Error::Images) if some do not fit the model.
     pub(super) fn new(images: &[Images], model: &Model, inputs: &[Input]) -> Result<Self> {
-        let parts = images.iter().map(|i| i.fit(model, &shapes(inputs), None)).collect::<Result<_>>()?;
-        Ok(Self { parts })
+        let fit = |images: &Images, most| images.fit(model, &shapes(inputs), most);
+        let first = images.first().ok_or_else(|| Error::Tuning("there are no images to learn from".into()))?;
+        // What is drawn beside images is all shown: the images are what counts.
+        let others = images[1..].iter().map(|i| fit(i, None));
+        let parts = std::iter::once(fit(&first.shown(), None)).chain(others).collect::<Result<_>>()?;
+        Ok(Self { parts, held: fit(&first.held_out(), Some(HELD_OUT))? })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -47,13 +54,9 @@ impl Views {
         self.parts.first()?.picture_axes()
     }
 
-    /// All but some of the first source, spread evenly as images may be sorted by class, which are held out.
-    pub(super) fn split(&self, held_out: usize) -> (Vec<usize>, Vec<usize>) {
-        let first = self.parts.first().map_or(0, Samples::len);
-        let count = held_out.min(first.saturating_sub(1)).max(1);
-        let held: Vec<usize> = (0..count).map(|i| i * first / count).collect();
-        let taken: HashSet<usize> = held.iter().copied().collect();
-        ((0..self.len()).filter(|i| !taken.contains(i)).collect(), held)
+    /// What is held out of the first source.
+    pub(super) fn held(&self) -> &Samples {
+        &self.held
     }
 
     /// Takes what is shown into a hash.
