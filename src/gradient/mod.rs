@@ -15,7 +15,7 @@ pub(crate) use rule::{Constants, Rule, read};
 use std::collections::{HashMap, HashSet};
 
 #[cfg(feature = "tune")]
-pub(crate) use window::{Run, Slide, is_pointwise, runs};
+pub(crate) use window::{Run, Shift, Slide, is_pointwise, runs, shifts};
 
 /// The derivative of one node by itself.
 pub(crate) struct Local {

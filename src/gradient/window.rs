@@ -115,6 +115,71 @@ impl Slide {
     }
 }
 
+/// How one tap of a kernel that slides pixel by pixel over planes of one size moves them: as a whole.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shift {
+    /// From an output to its input.
+    by: isize,
+    /// Columns of the output that meet the input.
+    columns: (usize, usize),
+    width: usize,
+}
+
+/// One for each tap, if all slides go pixel by pixel over planes of one size.
+pub(crate) fn shifts([y, x]: &[Slide; 2]) -> Option<Vec<Shift>> {
+    let whole = |s: &Slide| s.stride == 1 && s.input == s.output && s.input > 0;
+    let taps = (0..y.kernel).flat_map(|ky| (0..x.kernel).map(move |kx| (ky, kx)));
+    let shift = |(ky, kx): (usize, usize)| {
+        let from = |s: &Slide, tap: usize| (tap * s.dilation).cast_signed() - s.before.cast_signed();
+        let columns = x.outputs(kx);
+        let by = from(y, ky) * x.input.cast_signed() + from(x, kx);
+        Shift { by, columns: (columns.start, columns.end), width: x.input }
+    };
+    (whole(y) && whole(x)).then(|| taps.map(shift).collect())
+}
+
+impl Shift {
+    /// Outputs of a plane whose inputs are in the plane, if rows are taken to go on in each other.
+    fn met(&self, plane: usize) -> Range<usize> {
+        let (before, beyond) = ((-self.by).max(0).cast_unsigned(), self.by.max(0).cast_unsigned());
+        let from = before.min(plane);
+        from..plane.saturating_sub(beyond).max(from)
+    }
+
+    /// Sets to zero what meets no input.
+    fn clear(&self, output: &mut [f32]) {
+        let met = self.met(output.len());
+        output[..met.start].fill(0.0);
+        output[met.end..].fill(0.0);
+        if self.columns != (0, self.width) {
+            for row in output.chunks_exact_mut(self.width) {
+                row[..self.columns.0].fill(0.0);
+                row[self.columns.1..].fill(0.0);
+            }
+        }
+    }
+
+    /// `output = input`, zero where there is none.
+    pub(crate) fn gather(&self, input: &[f32], output: &mut [f32]) {
+        let met = self.met(output.len());
+        if !met.is_empty() {
+            let from = met.start.wrapping_add_signed(self.by);
+            output[met.clone()].copy_from_slice(&input[from..from + met.len()]);
+        }
+        self.clear(output);
+    }
+
+    /// `input += output`, and zero to what of the output meets no input.
+    pub(crate) fn scatter(&self, input: &mut [f32], output: &mut [f32], add: impl Fn(&mut [f32], &[f32])) {
+        self.clear(output);
+        let met = self.met(output.len());
+        if !met.is_empty() {
+            let from = met.start.wrapping_add_signed(self.by);
+            add(&mut input[from..from + met.len()], &output[met]);
+        }
+    }
+}
+
 /// Whether a window is of one pixel and touches each once.
 pub(crate) fn is_pointwise(slides: &[Slide; 2]) -> bool {
     slides.iter().all(Slide::is_pointwise)

@@ -3,7 +3,7 @@
 use super::op::{Op, Seen};
 use super::product::{Factor, add_product, product};
 use super::simd::{add_to, sum};
-use crate::gradient::{Run, Slide, is_pointwise, runs};
+use crate::gradient::{Run, Shift, Slide, is_pointwise, runs, shifts};
 
 /// `y = W·im2col(x) + b`, group by group.
 pub(super) struct Conv {
@@ -16,10 +16,27 @@ pub(super) struct Conv {
     /// Elements of a channel.
     plane: usize,
     places: usize,
-    runs: Vec<Run>,
-    pointwise: bool,
+    moves: Moves,
     /// The product `x̄ = col2im(Wᵀ·ȳ)` is the operator, and its adjoint the other one: `ConvTranspose`.
     transposed: bool,
+}
+
+/// How planes become columns of a matrix, one row a tap.
+enum Moves {
+    /// They are columns.
+    None,
+    Shifts(Vec<Shift>),
+    Runs(Vec<Run>),
+}
+
+impl Moves {
+    fn of(slides: &[Slide; 2]) -> Self {
+        match shifts(slides) {
+            _ if is_pointwise(slides) => Self::None,
+            Some(shifts) => Self::Shifts(shifts),
+            None => Self::Runs(joined(runs(slides))),
+        }
+    }
 }
 
 impl Conv {
@@ -33,8 +50,7 @@ impl Conv {
             taps: slides.iter().map(|s| s.kernel).product(),
             plane: slides.iter().map(|s| s.input).product(),
             places: slides.iter().map(|s| s.output).product(),
-            runs: joined(runs(slides)),
-            pointwise: is_pointwise(slides),
+            moves: Moves::of(slides),
             transposed,
         }
     }
@@ -53,15 +69,23 @@ impl Conv {
 
     fn gathered<'c>(&self, x: &'c [f32], columns: &'c mut Vec<f32>) -> Factor<'c> {
         let rows = self.inputs * self.taps;
-        if self.pointwise {
-            return Factor::new(x, rows, self.places);
+        if columns.len() < rows * self.places {
+            columns.resize(rows * self.places, 0.0);
         }
-        columns.clear();
-        columns.resize(rows * self.places, 0.0);
-        for (channel, x) in x.chunks_exact(self.plane).enumerate() {
-            for run in &self.runs {
-                let row = (channel * self.taps + run.tap) * self.places;
-                run.gather(x, &mut columns[row..row + self.places]);
+        match &self.moves {
+            Moves::None => return Factor::new(x, rows, self.places),
+            Moves::Shifts(shifts) => {
+                let rows = columns.chunks_exact_mut(self.places);
+                let from = x.chunks_exact(self.plane).flat_map(|plane| shifts.iter().map(move |shift| (plane, shift)));
+                rows.zip(from).for_each(|(row, (plane, shift))| shift.gather(plane, row));
+            }
+            Moves::Runs(runs) => {
+                columns[..rows * self.places].fill(0.0);
+                for (plane, rows) in x.chunks_exact(self.plane).zip(columns.chunks_exact_mut(self.taps * self.places)) {
+                    for run in runs {
+                        run.gather(plane, &mut rows[run.tap * self.places..][..self.places]);
+                    }
+                }
             }
         }
         Factor::new(columns, rows, self.places)
@@ -83,16 +107,25 @@ impl Conv {
             let y = &y[self.part(image, group, self.outputs, self.places)];
             let x = &mut x[self.part(image, group, self.inputs, self.plane)];
             let (kernel, y) = (self.kernel(w, group).t(), Factor::new(y, self.outputs, self.places));
-            if self.pointwise {
+            if matches!(self.moves, Moves::None) {
                 add_product(x, kernel, y);
                 continue;
             }
-            columns.resize(rows * self.places, 0.0);
+            if columns.len() < rows * self.places {
+                columns.resize(rows * self.places, 0.0);
+            }
             product(columns, kernel, y);
-            for (channel, x) in x.chunks_exact_mut(self.plane).enumerate() {
-                for run in &self.runs {
-                    let row = (channel * self.taps + run.tap) * self.places;
-                    run.scatter(x, &columns[row..row + self.places]);
+            let parts = columns.chunks_exact_mut(self.taps * self.places);
+            for (plane, rows) in x.chunks_exact_mut(self.plane).zip(parts) {
+                match &self.moves {
+                    Moves::None => {}
+                    Moves::Shifts(shifts) => {
+                        let each = rows.chunks_exact_mut(self.places).zip(shifts);
+                        each.for_each(|(row, shift)| shift.scatter(plane, row, add_to));
+                    }
+                    Moves::Runs(runs) => {
+                        runs.iter().for_each(|run| run.scatter(plane, &rows[run.tap * self.places..][..self.places]));
+                    }
                 }
             }
         }

@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 use rayon::prelude::*;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 /// Parts that a batch is cut into, whatever the number of threads: sums then never depend on it.
 const PARTS: usize = 16;
@@ -30,6 +30,22 @@ pub(super) struct Lesson<'t> {
     augmentation: Augmentation,
     seed: u64,
     room: Mutex<Vec<Room>>,
+    /// The teacher's outputs for each view, once they are known, where they are few numbers and nothing else is asked of it.
+    answers: Option<Vec<OnceLock<Box<[f32]>>>>,
+}
+
+/// Bytes that an answer takes beside its numbers.
+const ANSWER: usize = size_of::<OnceLock<Box<[f32]>>>() + 16;
+/// Views of each image.
+const VIEWS: usize = 12;
+/// Numbers of the teacher's answers that are kept at most.
+const ANSWERS: usize = 1 << 26;
+
+/// What is shown: an image and one of its views, or a mixture that is never shown again.
+struct Question {
+    feed: Feed,
+    /// Where the answer is kept.
+    place: Option<usize>,
 }
 
 /// What one thread works in.
@@ -78,8 +94,11 @@ impl<'t> Lesson<'t> {
             }
         }
         outputs.iter_mut().chain(&mut features).zip(energies).for_each(|(point, energy)| point.measure(energy));
+        let each: usize = outputs.iter().map(|p| teacher.dims(&p.teacher).map_or(0, |d| d.iter().product())).sum();
+        let kept = features.is_empty() && augmentation.mix == 0.0 && each * VIEWS * views.len() <= ANSWERS;
+        let answers = kept.then(|| (0..VIEWS * views.len()).map(|_| OnceLock::new()).collect());
         let room = Mutex::new(Vec::new());
-        Ok(Self { teacher, student, outputs, features, feature_weight, views, augmentation, seed, room })
+        Ok(Self { teacher, student, outputs, features, feature_weight, views, augmentation, seed, room, answers })
     }
 
     /// Bytes that lessons take: buffers of each thread, and gradients.
@@ -87,7 +106,10 @@ impl<'t> Lesson<'t> {
         let buffers = self.teacher.workspace_bytes() + self.student.workspace_bytes();
         // Beside the gradients the parameters themselves, their moments, averages, the best and the last safe ones.
         let tensors: usize = self.student.parameters().iter().map(|p| size_of::<f32>() * p.values.len()).sum();
-        rayon::current_num_threads() * buffers + (self.count() + 11) * tensors
+        let answers = |kept: &Vec<_>| kept.len() * (size_of::<f32>() * self.answer() + ANSWER);
+        rayon::current_num_threads() * buffers
+            + (self.count() + 11) * tensors
+            + self.answers.as_ref().map_or(0, answers)
     }
 
     /// The student's parameters before any step.
@@ -120,23 +142,30 @@ impl<'t> Lesson<'t> {
         result
     }
 
-    /// A view of a sample, by chance.
-    fn view(&self, sample: usize, chance: &mut Pcg64Mcg) -> Result<Feed> {
-        let view = |sample: usize, chance: &mut Pcg64Mcg| -> Result<Feed> {
-            let mut feed = self.views.feed(sample)?;
-            if let [image] = &mut feed[..] {
-                self.augmentation.apply(image, chance);
+    /// Numbers of one answer.
+    fn answer(&self) -> usize {
+        let size = |p: &Point| self.teacher.dims(&p.teacher).map_or(0, |d| d.iter().product());
+        self.outputs.iter().map(size).sum()
+    }
+
+    /// A view of an image, by chance.
+    fn question(&self, image: usize, chance: &mut Pcg64Mcg) -> Result<Question> {
+        let view = |image: usize, chance: &mut Pcg64Mcg| -> Result<(Feed, usize)> {
+            let number = chance.random_range(0..VIEWS);
+            let mut feed = self.views.feed(image)?;
+            if let [picture] = &mut feed[..] {
+                let mut own = Pcg64Mcg::seed_from_u64(mixed(self.seed, image as u64, number as u64));
+                self.augmentation.apply(picture, &mut own);
             }
-            Ok(feed)
+            Ok((feed, image * VIEWS + number))
         };
-        let mut feed = view(sample, chance)?;
-        if let Some(share) = self.augmentation.mixture(chance) {
-            let other = view(chance.random_range(0..self.views.len()), chance)?;
-            for (image, other) in feed.iter_mut().zip(other) {
-                image.zip_mut_with(&other, |a, b| *a += share * (b - *a));
-            }
+        let (mut feed, place) = view(image, chance)?;
+        let Some(share) = self.augmentation.mixture(chance) else { return Ok(Question { feed, place: Some(place) }) };
+        let (other, _) = view(chance.random_range(0..self.views.len()), chance)?;
+        for (image, other) in feed.iter_mut().zip(other) {
+            image.zip_mut_with(&other, |a, b| *a += share * (b - *a));
         }
-        Ok(feed)
+        Ok(Question { feed, place: None })
     }
 
     /// The mean loss of a batch, and its gradient in the first of `parts`.
@@ -152,9 +181,9 @@ impl<'t> Lesson<'t> {
                 part.loss = 0.0;
                 for (place, &sample) in batch.iter().enumerate().skip(number).step_by(count) {
                     let mut chance = Pcg64Mcg::seed_from_u64(mixed(self.seed, step, place as u64));
-                    let feed = self.view(sample, &mut chance)?;
+                    let asked = self.question(sample, &mut chance)?;
                     part.loss +=
-                        self.with_room(|room| self.sample(room, parameters, &feed, share, &mut part.gradients));
+                        self.with_room(|room| self.sample(room, parameters, &asked, share, &mut part.gradients));
                 }
                 Ok(())
             })
@@ -167,20 +196,42 @@ impl<'t> Lesson<'t> {
         Ok(loss / batch.len() as f64)
     }
 
-    fn sample(&self, room: &mut Room, parameters: &[Vec<f32>], feed: &Feed, share: f32, into: &mut Gradients) -> f64 {
+    fn sample(
+        &self,
+        room: &mut Room,
+        parameters: &[Vec<f32>],
+        asked: &Question,
+        share: f32,
+        into: &mut Gradients,
+    ) -> f64 {
         let Room { teacher, student, scratch } = room;
-        self.teacher.forward(teacher, &[], feed);
-        self.student.forward(student, parameters, feed);
+        self.student.forward(student, parameters, &asked.feed);
         let mut loss = 0.0;
-        let each = share * self.feature_weight / self.features.len().max(1) as f32;
-        for (points, share) in [(&self.outputs, share), (&self.features, each)] {
-            for point in points {
-                let found = point.loss((self.teacher, teacher), (self.student, student), Some(share), scratch);
-                loss += f64::from(found) * f64::from(share);
+        if let Some(kept) = self.answers.as_ref().zip(asked.place).map(|(answers, place)| &answers[place]) {
+            let answer = kept.get_or_init(|| {
+                self.teacher.forward(teacher, &[], &asked.feed);
+                self.outputs.iter().flat_map(|p| self.teacher.value(teacher, &p.teacher)).copied().collect()
+            });
+            let mut rest = &answer[..];
+            for point in &self.outputs {
+                let size = self.student.value(student, &point.student).len();
+                let (target, others) = rest.split_at(size);
+                loss += f64::from(point.loss(target, (self.student, student), Some(share), scratch));
+                rest = others;
+            }
+        } else {
+            self.teacher.forward(teacher, &[], &asked.feed);
+            let weight = self.feature_weight / self.features.len().max(1) as f32;
+            for (points, weight) in [(&self.outputs, 1.0), (&self.features, weight)] {
+                for point in points {
+                    let target = self.teacher.value(teacher, &point.teacher);
+                    let found = point.loss(target, (self.student, student), Some(share * weight), scratch);
+                    loss += f64::from(found) * f64::from(weight);
+                }
             }
         }
         self.student.backward(student, parameters, into);
-        loss / f64::from(share)
+        loss
     }
 
     /// What held-out samples say of some parameters.
@@ -194,8 +245,8 @@ impl<'t> Lesson<'t> {
                 self.student.forward(student, parameters, &feed);
                 let (mut loss, mut same, mut energy) = (0.0, 0.0, [0.0; 2]);
                 for point in &self.outputs {
-                    loss += f64::from(point.loss((self.teacher, teacher), (self.student, student), None, scratch));
                     let t = self.teacher.value(teacher, &point.teacher);
+                    loss += f64::from(point.loss(t, (self.student, student), None, scratch));
                     let s = self.student.value(student, &point.student);
                     if point.kind == Kind::Scores {
                         same += f64::from(u8::from(largest(t) == largest(s))) / self.outputs.len() as f64;

@@ -42,15 +42,15 @@ impl Point {
         }
     }
 
-    /// The loss of one sample; its gradient, times `share`, is added to the student's cotangent if `learn`.
+    /// The loss of one sample, `target` being the teacher's value; its gradient, times `share` if there is one, is added to the
+    /// student's cotangent.
     pub(super) fn loss(
         &self,
-        (teacher, seen): (&Tape, &Workspace),
+        target: &[f32],
         (student, workspace): (&Tape, &mut Workspace),
         share: Option<f32>,
         scratch: &mut Vec<f32>,
     ) -> f32 {
-        let target = teacher.value(seen, &self.teacher);
         let value = student.value(workspace, &self.student);
         scratch.clear();
         let loss = match self.kind {

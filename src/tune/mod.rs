@@ -80,7 +80,7 @@ impl Default for TuneOptions {
             budget: Budget::Time(Duration::from_secs(600)),
             batch: 64,
             rate: 0.02,
-            features: 1.0,
+            features: 0.0,
             all: false,
             mirror: true,
             shift: 0.08,
