@@ -191,7 +191,7 @@ fn circumstances(original: &Model, wide: Option<&Model>, plan: &Plan) -> impl It
 /// Which layers were decomposed by their plain weights in spite of samples.
 fn blind(plan: &Plan) -> Option<String> {
     let sights = plan.sights.as_ref()?;
-    let blind = plan.groups.iter().flat_map(|g| &g.members).filter(|&&m| sights[m].moment.is_blind());
+    let blind = plan.groups.iter().flat_map(|g| &g.members).filter(|&&m| sights[m].is_blind());
     let names: Vec<&str> = blind.map(|&m| plan.convs[m].name.as_str()).collect();
     let note =
         || format!("decomposed by plain weights, as they read more values than the samples tell: {}", names.join(", "));

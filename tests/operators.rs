@@ -5,9 +5,10 @@ mod support;
 
 use onnx_jmd::{Compilation, Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, Unfolding, compile};
 use proptest::prelude::*;
+use std::collections::HashMap;
 use support::proto::{AttributeProto, ModelProto};
 use support::scene::{Scene, npy};
-use support::{ModelBuilder, int, ints};
+use support::{ConvSpec, ModelBuilder, int, ints};
 
 /// One layer: its operator, the dimensions of its input and of its weight as stored, and its attributes.
 #[derive(Debug, Clone)]
@@ -75,6 +76,24 @@ fn layers() -> Vec<Layer> {
             &[1, 6, 7, 9, 8],
             &[8, 6, 3, 2, 3],
             vec![ints("strides", &[1, 2, 2]), ints("dilations", &[2, 1, 1]), ints("pads", &[1, 0, 2, 2, 1, 0])],
+        ),
+        Layer::new(
+            "Conv",
+            &[1, 24, 23],
+            &[24, 12, 5],
+            vec![int("group", 2), ints("strides", &[2]), ints("dilations", &[2]), ints("pads", &[3, 1])],
+        ),
+        Layer::new(
+            "Conv",
+            &[1, 30, 9, 11],
+            &[24, 10, 3, 4],
+            vec![int("group", 3), ints("strides", &[2, 1]), ints("dilations", &[1, 2]), ints("pads", &[1, 2, 0, 1])],
+        ),
+        Layer::new(
+            "Conv",
+            &[1, 12, 7, 9, 8],
+            &[16, 6, 3, 2, 3],
+            vec![int("group", 2), ints("strides", &[1, 2, 2]), ints("pads", &[1, 0, 2, 2, 1, 0])],
         ),
         Layer::new(
             "ConvTranspose",
@@ -257,4 +276,124 @@ fn a_kernel_that_several_read_becomes_one_chain_of_factors() {
         assert_eq!(operators(&small), ["MaxPool", "Conv", "Conv", "Conv", "Conv"]);
         assert!(small.parameters() <= (16 * 16 * 9 + 16) / 2);
     }
+}
+
+/// Two stages of bottlenecks whose 3×3 convolutions are grouped, as in ResNeXt, the second at half the size.
+fn resnext(batch_norm: bool) -> Vec<u8> {
+    let mut b = ModelBuilder::new(&[1, 16, 12, 12], 11);
+    let mut value = b.relu("image");
+    for (width, stride) in [(32, 1), (32, 1), (48, 2), (48, 1)] {
+        let step = |b: &mut ModelBuilder, x: String| if batch_norm { b.batch_norm(&x) } else { x };
+        let narrow = b.conv(&value, &ConvSpec::new(width, 1));
+        let narrow = step(&mut b, narrow);
+        let narrow = b.relu(&narrow);
+        let grouped = b.grouped_conv(&narrow, 4, &ConvSpec::new(width, 3).stride(stride).no_bias());
+        let grouped = step(&mut b, grouped);
+        let grouped = b.relu(&grouped);
+        let wide = b.conv(&grouped, &ConvSpec::new(width, 1));
+        let shortcut = b.conv(&value, &ConvSpec::new(width, 1).stride(stride));
+        let sum = b.add(&wide, &shortcut);
+        value = b.relu(&sum);
+    }
+    b.build(&[&value])
+}
+
+/// Weights and multiply-accumulates of the convolutions of a model of square images, counted node by node.
+fn counted(model: &Model, extent: usize) -> (u64, u64) {
+    let proto: ModelProto = prost::Message::decode(&model.to_bytes()[..]).unwrap();
+    let graph = proto.graph.unwrap();
+    let mut extents: HashMap<&str, [usize; 2]> = HashMap::from([("image", [extent; 2])]);
+    let (mut weights, mut macs) = (HashMap::new(), 0);
+    for node in &graph.node {
+        let mut size = extents[node.input[0].as_str()];
+        if node.op_type() == "Conv" {
+            let dims = &graph.initializer.iter().find(|t| t.name() == node.input[1]).unwrap().dims;
+            let ints = |name: &str| node.attribute.iter().find(|a| a.name() == name).unwrap().ints.clone();
+            let (pads, strides) = (ints("pads"), ints("strides"));
+            for axis in 0..2 {
+                let room = size[axis] as i64 + pads[axis] + pads[axis + 2] - dims[axis + 2];
+                size[axis] = (room / strides[axis]) as usize + 1;
+            }
+            let count = dims.iter().product::<i64>() as u64;
+            // One that several read is stored once.
+            weights.insert(node.input[1].as_str(), count);
+            macs += count * (size[0] * size[1]) as u64;
+        }
+        extents.insert(node.output[0].as_str(), size);
+    }
+    (weights.values().sum(), macs)
+}
+
+#[test]
+fn grouped_convolutions_become_grouped_ones_of_one_rank() {
+    for batch_norm in [false, true] {
+        let model = Model::from_bytes(resnext(batch_norm)).unwrap();
+        for scheme in [SchemeChoice::Auto, SchemeChoice::Only(Scheme::LeftShared.into())] {
+            let plan = PlanOptions { scheme, policy: RankPolicy::Ratio(1.8), align: 1, ..PlanOptions::default() };
+            let compilation = compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap();
+            let (report, small) = (compilation.report, compilation.model.unwrap());
+            let grouped: Vec<_> = report.groups.iter().filter(|g| !g.channel_groups.is_empty()).collect();
+            assert!(!grouped.is_empty());
+            for row in &grouped {
+                // Nothing is shared: neither with another convolution nor between the groups of channels.
+                assert_eq!((row.members.len(), row.shared, &row.channel_groups[..]), (1, false, &[4][..]));
+                assert!(row.parameters_after < row.parameters_before && row.macs_after < row.macs_before);
+            }
+            let (before, after) = (counted(&model, 12), counted(&small, 12));
+            let (weights, macs) = (report.totals.weights, report.totals.macs.unwrap());
+            assert_eq!(((weights.before, macs.before), (weights.after, macs.after)), (before, after));
+            assert_eq!(report.totals.parameters.after, small.parameters());
+            let proto: ModelProto = prost::Message::decode(&small.to_bytes()[..]).unwrap();
+            for node in proto.graph.unwrap().node.iter().filter(|n| n.name().contains("grouped")) {
+                if node.op_type() == "Conv" {
+                    let group = node.attribute.iter().find(|a| a.name() == "group").unwrap();
+                    assert_eq!(group.i, Some(4), "{}", node.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn grouped_convolutions_are_fitted_to_what_each_group_sees() {
+    let scene = Scene::new(&resnext(true));
+    // Channels that differ in size and go together, so that plain weights are not what matters.
+    let channel = |i: usize| 1.0 + (i / 144 % 16) as f32 / 4.0;
+    let wave = |i: usize| ((i / 2304 * 7 + i % 144 * 3) % 29) as f32 / 14.0 - 1.0;
+    let noise = |i: usize| ((i * 37) % 101) as f32 / 101.0;
+    let values: Vec<u8> = (0..200 * 16 * 144).flat_map(|i| (channel(i) * wave(i) + noise(i)).to_le_bytes()).collect();
+    std::fs::write(scene.path("x.npy"), npy("<f4", &[200, 16, 12, 12], &values)).unwrap();
+    let error = |name: &str| {
+        let text = scene.succeeds(&format!("verify in.onnx {name} --images x.npy --json -"));
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        found["approximation"]["relative_error"].as_f64().unwrap()
+    };
+    scene.succeeds("in.onnx plain.onnx --ratio 1.4 --include grouped --align 1 --calib none -q");
+    scene.succeeds("in.onnx unrepaired.onnx --ratio 1.4 --include grouped --align 1 --calib x.npy --no-repair -q");
+    scene.succeeds(
+        "in.onnx out.onnx --ratio 1.4 --include grouped --align 1 --calib x.npy --cache kept --plan-out plan.toml -q",
+    );
+    let (plain, unrepaired, repaired) = (error("plain.onnx"), error("unrepaired.onnx"), error("out.onnx"));
+    assert!(unrepaired < 0.8 * plain && repaired < unrepaired, "{plain} {unrepaired} {repaired}");
+    // From what was kept, and as the plan says, the same bytes.
+    let written = scene.read("out.onnx");
+    scene.succeeds("in.onnx out.onnx --ratio 1.4 --include grouped --align 1 --calib x.npy --cache kept -q");
+    assert!(scene.read("out.onnx") == written);
+    scene.succeeds("in.onnx out.onnx --plan plan.toml --calib x.npy -q");
+    assert!(scene.read("out.onnx") == written);
+}
+
+#[test]
+fn a_plan_cannot_have_grouped_convolutions_share() {
+    let scene = Scene::new(&resnext(false));
+    scene.succeeds("in.onnx out.onnx --ratio 1.05 --include grouped_4$|grouped_12 --scheme ljsvd --align 1 --plan-out plan.toml -q");
+    let plan = scene.text("plan.toml");
+    assert!(plan.matches("[[group]]").count() == 2, "{plan}");
+    let members: Vec<&str> = plan.lines().filter(|l| l.trim_start().starts_with("{ node")).collect();
+    let first = plan.find("members = [").unwrap();
+    let joined = plan[..first].replace("scheme = \"separate\"", "scheme = \"ljsvd\"");
+    let joined = format!("{joined}members = [\n{}\n]\n", members.join("\n"));
+    std::fs::write(scene.path("plan.toml"), joined).unwrap();
+    let said = scene.fails("in.onnx out.onnx --plan plan.toml", 10);
+    assert!(said.contains("is a grouped convolution, whose groups share nothing"), "{said}");
 }

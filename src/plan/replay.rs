@@ -79,7 +79,16 @@ impl Replay {
             );
             return Err(self.file.wrong(group.scheme.span(), reason));
         }
-        if let Some(&small) = members.iter().find(|&&m| form.unfolding.fit(convs[m].shape) != form.unfolding) {
+        if let Some(&grouped) =
+            members.iter().find(|&&m| form.scheme != Scheme::Separate && convs[m].channel_groups() > 1)
+        {
+            let reason = format!(
+                "'{}' is a grouped convolution, whose groups share nothing: its scheme is separate, not {}",
+                convs[grouped].name, form.scheme
+            );
+            return Err(self.file.wrong(group.scheme.span(), reason));
+        }
+        if let Some(&small) = members.iter().find(|&&m| form.unfolding.fit(convs[m].part_shape()) != form.unfolding) {
             let reason = format!("tucker cuts kernels larger than 1×1, and that of '{}' is not", convs[small].name);
             return Err(self.file.wrong(group.unfolding.span(), reason));
         }

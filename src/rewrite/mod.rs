@@ -4,7 +4,8 @@
 //! ```text
 //! x ─ Conv W ─ y     becomes     x ─ Conv A (kh×1, to r) ─ Conv Bᵢ (1×kw, to out) ─ y
 //! ```
-//! The same of `ConvTranspose`, `Gemm` and `MatMul`, each into several of its own.
+//! The same of `ConvTranspose`, `Gemm` and `MatMul`, each into several of its own; of a grouped `Conv` into grouped ones, r channels
+//! a group between them.
 //! Stride, dilation and pads go, axis by axis, to the factor that slides along that axis. The bias, with a batch norm
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
@@ -12,13 +13,13 @@ mod patch;
 mod prune;
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Factors, Moment};
+use crate::factor::{self, Factors};
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto,
     type_proto,
 };
 use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, all_see};
+use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, Sight, all_see};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
@@ -90,7 +91,9 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
             false => shared_names(group, index, factors, &mut namer),
         };
         let parts = Parts { factors, shared, precision, opset };
-        for (at, &member) in group.members.iter().enumerate() {
+        let members = Members { convs: &plan.convs, members: &group.members };
+        for (&member, own) in group.members.iter().zip(members.parts()) {
+            let brings = own.start == 0;
             let conv = &plan.convs[member];
             let fits = |conv: &Conv| {
                 let node = graph.node.get(conv.node);
@@ -103,11 +106,11 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
                 )));
             }
             let bias = amends.biases.get(&member);
-            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (at, at == 0), &mut namer);
+            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (own.clone(), brings), &mut namer);
             for twin in &conv.twins {
                 // What the first has written is read by the others.
                 let parts = Parts { factors, shared: patch.weights.clone(), precision, opset };
-                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (at, false), &mut namer);
+                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (own.clone(), false), &mut namer);
                 patches.insert(twin.node, patch);
             }
             patches.insert(conv.node, patch);
@@ -160,10 +163,12 @@ pub(crate) fn narrowed(
 /// [`Error::Options`] if the parts do not belong together.
 pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
     let members = plan.groups.iter().zip(&compiled.factors).flat_map(|(group, factors)| {
-        group.members.iter().enumerate().map(|(at, &member)| {
+        let kernels = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
+        let each = group.members.iter().zip(kernels).map(|(&member, kernel)| {
             let conv = &plan.convs[member];
-            (conv, factors.reconstruct(at), new_bias(conv, compiled.amends.biases.get(&member)))
-        })
+            (conv, kernel, new_bias(conv, compiled.amends.biases.get(&member)))
+        });
+        each.collect::<Vec<_>>()
     });
     with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, Precision::Single, namer))
 }
@@ -295,27 +300,27 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     }
     let mut biases = BTreeMap::new();
     let Some(sights) = &plan.sights else { return Ok((factors, biases)) };
-    for (at, &member) in group.members.iter().enumerate() {
-        let conv = &plan.convs[member];
-        biases.extend(shifted_bias(conv, &factors.reconstruct(at), &sights[member].moment).map(|b| (member, b)));
+    for (&member, kernel) in group.members.iter().zip(kernels.reconstruct(&factors)) {
+        biases.extend(shifted_bias(&plan.convs[member], &kernel, &sights[member]).map(|b| (member, b)));
     }
     Ok((factors, biases))
 }
 
 /// The bias that keeps the mean output when a kernel is replaced, `b + (W − Ŵ)ᵀ·E[x]`; none if the bias is computed.
-pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, moment: &Moment) -> Option<Vec<f32>> {
+pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, sight: &Sight) -> Option<Vec<f32>> {
     let bias = conv.effective_bias()?;
-    let shift = factor::respond(&(conv.kernel() - kernel), &moment.mean());
+    let shift = sight.respond(&(conv.kernel() - kernel));
     Some(bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect())
 }
 
 fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {
     let squared = |kernel: &Array4<f64>| kernel.iter().map(|x| x * x).sum::<f64>();
     let (mut lost, mut all) = (0.0, 0.0);
-    for (at, &member) in group.members.iter().enumerate() {
+    let written = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
+    for (&member, written) in group.members.iter().zip(written) {
         let mut kernel = plan.convs[member].kernel();
         all += squared(&kernel);
-        kernel -= &factors.reconstruct(at);
+        kernel -= &written;
         lost += squared(&kernel);
     }
     if all > 0.0 { (lost / all).sqrt() } else { 0.0 }

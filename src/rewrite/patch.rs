@@ -4,9 +4,10 @@ use super::new_bias;
 use crate::factor::{Chain, Factor, Factors};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
 use crate::onnx::{Conv, Kind, Namer, Precision, initializer};
-use crate::plan::GroupPlan;
+use crate::plan::{GroupPlan, stacked};
 use ndarray::Array4;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What replaces one convolution.
 pub(super) struct Patch {
@@ -63,13 +64,14 @@ pub(super) fn shared_names(
 }
 
 impl Patch {
-    /// The patch of one member, which `brings` shared factors along or not; `given` is its bias, if that is not its own.
+    /// The patch of one member, whose `own` kernels are those of its groups of channels, and which `brings` shared factors along or
+    /// not; `given` is its bias, if that is not its own.
     pub(super) fn new(
         node: &NodeProto,
         conv: &Conv,
         given: Option<&Vec<f32>>,
         parts: &Parts<'_>,
-        (member, brings): (usize, bool),
+        (own, brings): (Range<usize>, bool),
         namer: &mut Namer,
     ) -> Self {
         let Parts { factors, shared, precision, opset } = parts;
@@ -79,12 +81,12 @@ impl Patch {
             let (dims, elements) = kind.store(kernel);
             initializer(name, &dims, elements.into_iter(), *precision)
         };
-        let own = new_bias(conv, given).map(|values| {
+        let changed = new_bias(conv, given).map(|values| {
             let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
             patch.initializers.push(initializer(name.clone(), &[conv.shape[0]], values.into_iter(), *precision));
             name
         });
-        let bias = own.or_else(|| conv.bias.clone());
+        let bias = changed.or_else(|| conv.bias.clone());
         // A `MatMul` has no place for it.
         let (bias, added) = if *kind == Kind::MatMul { (None, bias) } else { (bias, None) };
         let mut zero: Option<String> = None;
@@ -94,12 +96,12 @@ impl Patch {
             let mut value = conv.input.clone();
             for (f, factor) in chain.factors.iter().enumerate() {
                 let place = place(factors, c, f);
-                let kernel = factor.of(member);
+                let kernel = || stacked(own.clone().map(|part| factor.of(part).clone()));
                 let weight = match shared.get(&(c, f)) {
                     Some(name) => name.clone(),
                     None => {
                         let name = namer.fresh(&format!("{}/jmd_{place}", conv.kernel_name));
-                        patch.initializers.push(stored(name.clone(), kernel));
+                        patch.initializers.push(stored(name.clone(), &kernel()));
                         name
                     }
                 };
@@ -128,7 +130,7 @@ impl Patch {
                     name: Some(namer.fresh(&format!("{}/jmd_{place}", conv.name))),
                     op_type: Some(kind.op_type().into()),
                     domain: node.domain.clone(),
-                    attribute: attributes(conv, chain, member, f),
+                    attribute: attributes(conv, chain, own.start, f),
                     ..NodeProto::default()
                 });
                 value = output;
@@ -213,12 +215,21 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
         },
         None => ints("pads", pick(conv.pads.as_deref().unwrap_or_default(), 0)),
     };
+    let groups = AttributeProto {
+        name: Some("group".into()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(window.groups as i64),
+        ..AttributeProto::default()
+    };
     let mut all = vec![
         ints("dilations", pick(&window.dilations, 1)),
         ints("kernel_shape", conv.kind.spatial([extent(factor, 0), extent(factor, 1)])),
         padding,
         ints("strides", pick(&window.strides, 1)),
     ];
+    if window.groups > 1 {
+        all.push(groups);
+    }
     if window.output_padding.iter().any(|&p| p > 0) {
         all.push(ints("output_padding", pick(&window.output_padding, 0)));
     }
