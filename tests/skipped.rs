@@ -86,6 +86,38 @@ fn kernels_computed_in_the_graph() {
 }
 
 #[test]
+fn kernels_quantized_in_other_ways_than_are_read() {
+    let quantized = |data_type: i32, bytes: usize, attributes: Vec<support::proto::AttributeProto>| {
+        reason(|m| {
+            let weight = weight(m);
+            weight.data_type = Some(data_type);
+            weight.raw_data = Some(weight.raw_data.as_ref().unwrap().slice(..8 * 8 * 9 * bytes));
+            let scale = TensorProto {
+                name: Some("scale".into()),
+                data_type: Some(1),
+                float_data: vec![0.1],
+                ..Default::default()
+            };
+            let graph = m.graph.as_mut().unwrap();
+            graph.initializer.push(scale);
+            graph.node[0].input[1] = "kernel".into();
+            let node = support::proto::NodeProto {
+                op_type: Some("DequantizeLinear".into()),
+                input: vec!["y.weight".into(), "scale".into()],
+                output: vec!["kernel".into()],
+                attribute: attributes,
+                ..Default::default()
+            };
+            graph.node.insert(0, node);
+        })
+    };
+    let other = SkipReason::KernelQuantized { value: "kernel".into() };
+    // INT16, and INT8 with a scale a block.
+    assert_eq!(quantized(5, 2, vec![]), other);
+    assert_eq!(quantized(3, 1, vec![int("block_size", 32)]), other);
+}
+
+#[test]
 fn kernels_that_callers_may_replace() {
     let listed = |m: &mut ModelProto| m.graph.as_mut().unwrap().input.push(value("y.weight", &[8, 8, 3, 3]));
     assert_eq!(reason(listed), SkipReason::KernelOverridable { tensor: "y.weight".into() });

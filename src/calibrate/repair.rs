@@ -19,7 +19,7 @@ use crate::factor::{self, Factors, Moment, Refit, Seen};
 use crate::onnx::{Conv, Dense, Graph, Model};
 use crate::plan::{Judged, Members, Plan};
 use crate::progress::Progress;
-use crate::rewrite::{Amends, Compiled, assemble, rewritten};
+use crate::rewrite::{Amends, Compiled, assemble, rewritten, round};
 use ndarray::{Array1, Array2, Array4, Axis, s};
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -172,6 +172,7 @@ impl Repair<'_> {
                 }
             }
             refit.store(&mut self.factors[g], false).map_err(failed)?;
+            round(plan, group, &mut self.factors[g])?;
             biases.extend(bias(&self.factors[g].reconstruct(at), &moment));
         }
         self.amends.biases.insert(index, biases);

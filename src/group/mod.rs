@@ -111,7 +111,7 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
             Ok(conv) => convs.extend(conv),
             Err(reason) => {
                 let node = &graph.nodes()[index];
-                let kernel = node.input.get(1).and_then(|w| graph.constant(w));
+                let kernel = node.input.get(1).and_then(|w| graph.unconverted(w));
                 let weights = kernel.map(|t| t.dims.iter().map(|&d| d.unsigned_abs()).fold(1, u64::saturating_mul));
                 let sizes = node.output.first().map_or(&[][..], |o| resolutions.spatial(o));
                 let known = |pixels: u64, size: &Option<usize>| Some(pixels.saturating_mul((*size)? as u64));
@@ -170,7 +170,7 @@ fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: Group
     let mut groups: Vec<Group> = Vec::new();
     for (index, conv) in convs.iter().enumerate() {
         let [out, inputs, kh, kw] = conv.shape;
-        let family = conv.kind.family();
+        let family = conv.family();
         let (role, key) = match by {
             GroupBy::Role => {
                 let role = role::of(graph, conv);

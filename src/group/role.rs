@@ -116,7 +116,7 @@ fn label(graph: &Graph<'_>, node: &NodeProto) -> Option<String> {
     if !is_conv(node) {
         return Some(node.op_type().to_owned());
     }
-    let dims = node.input.get(1).and_then(|w| graph.constant(w)).map_or(&[][..], |t| &t.dims[..]);
+    let dims = node.input.get(1).and_then(|w| graph.unconverted(w)).map_or(&[][..], |t| &t.dims[..]);
     let grouped = dims.get(1).is_some_and(|&i| i == 1);
     let size = dims.get(2..).map_or(String::new(), sizes);
     Some(format!("{}{size}{}", node.op_type(), if grouped { "/grouped" } else { "" }))

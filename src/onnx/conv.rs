@@ -5,7 +5,7 @@ use super::kind::Kind;
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
 use super::shapes::Resolutions;
 use super::window::{Padding, Window};
-use super::{BatchNorm, attributes, tensor};
+use super::{BatchNorm, Storage, attributes, tensor};
 use crate::error::{Error, Result};
 use crate::factor::{self, ChainForm};
 use ndarray::{Array1, Array4, Axis};
@@ -29,6 +29,7 @@ pub struct Conv {
     pub output_extent: [Option<usize>; 2],
     pub(crate) node: usize,
     pub(crate) kind: Kind,
+    pub(crate) storage: Storage,
     /// Zeros before each spatial axis, then after each; none where `auto_pad` leaves them to an input size that is not known.
     pub pads: Option<Vec<usize>>,
     pub(crate) input: String,
@@ -79,7 +80,7 @@ pub enum SkipReason {
         /// ONNX's name of the type.
         element_type: String,
     },
-    /// The kernel is stored in integers.
+    /// The kernel is stored in integers that are not read.
     KernelQuantized {
         /// The value that the node reads.
         value: String,
@@ -153,7 +154,7 @@ impl fmt::Display for SkipReason {
             }
             Self::KernelQuantized { value } => write!(
                 f,
-                "its kernel '{value}' is quantized, and its factors in floating point could take more: compress first, then quantize"
+                "its kernel '{value}' is quantized, and not as INT8 or UINT8 with float32 scales: compress first, then quantize"
             ),
             Self::KernelReused { tensor, uses } => {
                 write!(f, "its kernel '{tensor}' is read {uses} times")
@@ -191,7 +192,7 @@ impl Conv {
         let each = readers.iter().map(|&at| Self::read(graph, resolutions, at, false, readers.len()));
         let mut each = each.collect::<Result<Vec<_>, _>>()?;
         let first = each.remove(0);
-        if let Some(other) = each.iter().find(|t| t.kind.family() != first.kind.family() || t.shape != first.shape) {
+        if let Some(other) = each.iter().find(|t| t.family() != first.family() || t.shape != first.shape) {
             let what = format!("'{}' reads its kernel as another operator", other.name);
             return Err(SkipReason::Inconsistent { what });
         }
@@ -272,6 +273,7 @@ impl Conv {
             own_bias: bias.as_ref().is_some_and(|b| graph.constant_uses(b) == 1),
             bias,
             bias_values,
+            storage: graph.storage(weight),
             kind,
         })
     }
@@ -293,6 +295,12 @@ impl Conv {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
             None => kernel,
         }
+    }
+
+    /// What convolutions have in common that store kernels alike, so that they can share one.
+    pub(crate) fn family(&self) -> String {
+        let kind = self.kind.family();
+        self.storage.name().map_or_else(|| kind.clone(), |stored| format!("{kind} {stored}"))
     }
 
     /// How many convolutions beside each other it is, each with as many of its channels and with kernels of its own: ONNX's

@@ -87,6 +87,14 @@ impl Kind {
         self.window().is_none()
     }
 
+    /// Where a stored kernel has its channels of the output.
+    pub(crate) fn output_axis(&self) -> usize {
+        match self {
+            Self::Conv(_) | Self::Gemm { transposed: true } => 0,
+            Self::ConvTranspose(_) | Self::Gemm { .. } | Self::MatMul => 1,
+        }
+    }
+
     /// Strides along the two axes.
     pub(crate) fn strides(&self) -> [usize; 2] {
         let Some(window) = self.window() else { return [1; 2] };

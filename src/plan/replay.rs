@@ -68,7 +68,7 @@ impl Replay {
         let alike = |conv: &Conv| {
             let [out, inputs, kh, kw] = convs[first].shape;
             let equal = !form.scheme.needs_equal_inputs() || conv.shape[1] == inputs;
-            let stored = conv.kind.family() == convs[first].kind.family();
+            let stored = conv.family() == convs[first].family();
             equal && stored && [conv.shape[0], conv.shape[2], conv.shape[3]] == [out, kh, kw]
         };
         if let Some(&other) = members.iter().find(|&&m| form.scheme != Scheme::Separate && !alike(&convs[m])) {

@@ -5,7 +5,7 @@ use super::{Alternative, GroupPlan, PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
 use crate::factor::{self, ChainForm, Factors, Form, Kernels, Ownership, Scheme, Side, Unfolding};
 use crate::group::Grouping;
-use crate::onnx::Conv;
+use crate::onnx::{Conv, Storage};
 use ndarray::{Array4, Axis, CowArray, Ix4};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -38,6 +38,8 @@ pub(super) struct Unit {
     /// The largest rank that pays; zero if none does.
     pub(super) max_rank: usize,
     align: usize,
+    /// How factors are stored.
+    storage: Storage,
 }
 
 impl Unit {
@@ -54,14 +56,15 @@ impl Unit {
         let whole = members.iter().map(|&m| convs[m].weights()).sum();
         // Calibration absorbs the mean of the error in the bias, and so gives one to a convolution that has none.
         let added = |c: &Conv| if calibrated && c.gains_bias() { c.shape[0] as i64 } else { 0 };
-        let folded = members.iter().map(|&m| convs[m].folded_parameters() - added(&convs[m])).sum();
+        let gone = |c: &Conv| c.folded_parameters() - added(c) + c.storage.scales() as i64;
+        let folded = members.iter().map(|&m| gone(&convs[m])).sum();
         let (label, role) = (label.0.to_owned(), label.1.to_owned());
         let chains = form.chains();
         let stored = if options.unshare { chains.iter().map(ChainForm::unshared).collect() } else { chains.clone() };
         let align = options.align;
-        let max_rank = 0;
+        let (max_rank, storage) = (0, members.first().map_or(Storage::Plain, |&m| convs[m].storage));
         let mut unit =
-            Self { label, role, members, form, chains, stored, shapes, parts, whole, folded, max_rank, align };
+            Self { label, role, members, form, chains, stored, shapes, parts, whole, folded, max_rank, align, storage };
         // For a ratio the limit is that of the whole model.
         let free = options.allow_more_macs || matches!(options.policy, RankPolicy::Ratio(_));
         let pays = |rank: usize| {
@@ -122,7 +125,18 @@ impl Unit {
 
     /// Parameters stored at a rank, less those that folding takes away.
     pub(super) fn cost(&self, rank: usize) -> u64 {
-        self.parameters(rank).saturating_add_signed(-self.folded)
+        (self.parameters(rank) + self.scales(rank)).saturating_add_signed(-self.folded)
+    }
+
+    /// Scales stored with quantized factors, those of shared ones counted for each member: a bound.
+    fn scales(&self, rank: usize) -> u64 {
+        let Storage::Quantized { per_channel, .. } = self.storage else { return 0 };
+        let each = self.chains.iter().zip(self.form.ranks(rank)).map(|(chain, rank)| {
+            let cuts = 1 + usize::from(chain.core.is_some());
+            let channels = |shape: &[usize; 4]| if per_channel { cuts * rank + shape[0] } else { cuts + 1 };
+            self.shapes.iter().map(channels).sum::<usize>()
+        });
+        each.sum::<usize>() as u64
     }
 
     /// No chain has a larger rank than what it decomposes: the members' matrices, where they share a factor beside or on top of
@@ -309,7 +323,7 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                     let mut parts: BTreeMap<([usize; 3], String), Vec<usize>> = BTreeMap::new();
                     for &m in members.iter().filter(|&&m| convs[m].channel_groups() == 1) {
                         let shape = convs[m].shape;
-                        let like = ([shape[side], shape[2], shape[3]], convs[m].kind.family());
+                        let like = ([shape[side], shape[2], shape[3]], convs[m].family());
                         parts.entry(like).or_default().push(m);
                     }
                     parts.into_values()

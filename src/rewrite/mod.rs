@@ -13,12 +13,12 @@ mod patch;
 mod prune;
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Factors};
+use crate::factor::{self, Factor, Factors};
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto,
     type_proto,
 };
-use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
+use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
 use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, Sight, all_see};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
@@ -69,11 +69,34 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 }
 
 /// The model that given factors and amends make, and how far the factors are from the kernels.
-pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
+pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
+    plan.groups.iter().zip(&mut factors).try_for_each(|(group, factors)| round(plan, group, factors))?;
     let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
     let errors = errors.collect();
     let model = rewritten(model, plan, &factors, &amends)?;
     Ok(Compiled { model, factors, errors, amends })
+}
+
+/// Rounds factors to what the kernels are stored as.
+///
+/// # Errors
+/// [`Error::Numerical`] if a factor exceeds the type.
+pub(crate) fn round(plan: &Plan, group: &GroupPlan, factors: &mut Factors) -> Result<()> {
+    let members = Members { convs: &plan.convs, members: &group.members };
+    let stored = group.members.iter().map(|&m| plan.convs[m].storage).zip(members.parts());
+    for (storage, own) in stored.filter(|(storage, _)| *storage != Storage::Plain) {
+        for factor in factors.chains.iter_mut().flat_map(|chain| &mut chain.factors) {
+            match factor {
+                Factor::Shared(kernel) => storage.round(std::slice::from_mut(kernel)),
+                Factor::Own(kernels) => storage.round(&mut kernels[own.clone()]),
+            }
+        }
+        if !factors.is_finite() {
+            let reason = format!("its factors exceed {}", storage.name().unwrap_or_default());
+            return Err(Error::Numerical { what: group.group.clone(), reason });
+        }
+    }
+    Ok(())
 }
 
 /// The model that given factors and amends make.
@@ -294,10 +317,12 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
                 .map(|solved| solved.0)
         }
     };
-    let factors = factors.map_err(failed)?;
+    let mut factors = factors.map_err(failed)?;
     if !factors.is_finite() {
         return Err(failed("its factors exceed float32".into()));
     }
+    // Biases make up for what rounding does to the mean, too.
+    round(plan, group, &mut factors)?;
     let mut biases = BTreeMap::new();
     let Some(sights) = &plan.sights else { return Ok((factors, biases)) };
     for (&member, kernel) in group.members.iter().zip(kernels.reconstruct(&factors)) {
@@ -344,9 +369,12 @@ fn install(
         .filter_map(|&m| plan.convs[m].batch_norm.as_ref().map(|b| b.node))
         .collect();
     let mut nodes = Vec::with_capacity(graph.node.len() + 2 * patches.len());
+    // What converts factors reads constants alone, and may have readers anywhere.
+    let mut first = Vec::new();
     for (index, node) in graph.node.drain(..).enumerate() {
         match patches.remove(&index) {
             Some(patch) => {
+                first.extend(patch.converting);
                 nodes.extend(patch.nodes);
                 added.extend(patch.initializers);
             }
@@ -354,7 +382,7 @@ fn install(
             None => nodes.push(node),
         }
     }
-    graph.node = nodes;
+    graph.node = first.into_iter().chain(nodes).collect();
     if ir_version < 4 {
         // Before IR version 4 every initializer is also a graph input.
         graph.input.extend(added.iter().map(tensor_input));
