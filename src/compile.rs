@@ -19,6 +19,7 @@ use crate::runtime::{Feed, inputs as fixed, shapes as named};
 #[cfg(feature = "tune")]
 use crate::tune::tuned;
 use crate::verify::verify;
+use std::collections::BTreeMap;
 
 /// The result of a run.
 #[derive(Debug, Clone)]
@@ -192,6 +193,19 @@ fn tied(plan: &Plan) -> Option<String> {
     })
 }
 
+/// Which kernels are stored in fewer bits than they are read in, and so are their factors.
+fn narrow(plan: &Plan) -> Option<String> {
+    let mut stored: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for conv in plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]) {
+        stored.entry(conv.storage.name().unwrap_or_default()).or_default().push(&conv.name);
+    }
+    let told = stored.iter().filter(|(name, _)| !name.is_empty());
+    let told: Vec<String> = told.map(|(name, convs)| format!("{name} {}", convs.join(", "))).collect();
+    (!told.is_empty()).then(|| {
+        format!("factors are stored as their kernels were, rounded before all that is told: {}", told.join("; "))
+    })
+}
+
 /// That the models were run in another type than they are stored in.
 fn widened(original: &Model, wide: Option<&Model>) -> Option<String> {
     let name = wide.and_then(|_| original.kernel_precision())?.data_type().as_str_name();
@@ -207,14 +221,14 @@ fn copied(model: &Model) -> Option<String> {
 
 /// What a reader should know of how the result came about.
 fn circumstances(original: &Model, wide: Option<&Model>, plan: &Plan) -> impl Iterator<Item = String> {
-    let notes = [blind(plan), tied(plan), copied(wide.unwrap_or(original)), widened(original, wide)];
+    let notes = [blind(plan), tied(plan), narrow(plan), copied(wide.unwrap_or(original)), widened(original, wide)];
     notes.into_iter().flatten()
 }
 
 /// Which layers were decomposed by their plain weights in spite of samples.
 fn blind(plan: &Plan) -> Option<String> {
     let sights = plan.sights.as_ref()?;
-    let blind = plan.groups.iter().flat_map(|g| &g.members).filter(|&&m| sights[m].moment.is_blind());
+    let blind = plan.groups.iter().flat_map(|g| &g.members).filter(|&&m| sights[m].is_blind());
     let names: Vec<&str> = blind.map(|&m| plan.convs[m].name.as_str()).collect();
     let note =
         || format!("decomposed by plain weights, as they read more values than the samples tell: {}", names.join(", "));

@@ -5,7 +5,7 @@ use crate::factor::{self, Form, Scheme, Unfolding};
 use crate::group::{GroupOptions, Grouping, find_groups};
 use crate::onnx::{Conv, Graph, Model};
 use crate::plan::{Members, Plan, PlanOptions, SchemeChoice};
-use crate::report::{BlockRow, LeftRow, blocks, json, left_alone, table, thousands, total};
+use crate::report::{BlockRow, LeftRow, blocks, channel_groups, channels, json, left_alone, table, thousands, total};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -88,6 +88,9 @@ pub struct InspectedGroup {
     pub members: Vec<String>,
     /// Kernel shapes `[out, in, kh, kw]`, one a member.
     pub kernels: Vec<[usize; 4]>,
+    /// One a member, ONNX's attribute `group`; left out where no member is a grouped convolution.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channel_groups: Vec<usize>,
     /// Weights of all kernels.
     pub weights: u64,
     /// Multiply-accumulates, where sizes are known.
@@ -141,6 +144,7 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
             role: group.role.clone(),
             members: members().map(|c| c.name.clone()).collect(),
             kernels: members().map(|c| c.shape).collect(),
+            channel_groups: channel_groups(members()),
             weights: members().map(Conv::weights).sum(),
             macs: total(members().map(Conv::known_macs)),
             spectra: spectra(&grouping, &group.members)?,
@@ -170,17 +174,20 @@ pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
 /// Ranks that the members need alone and, those of one shape, together.
 fn spectra(grouping: &Grouping, members: &[usize]) -> Result<Vec<SpectrumRow>> {
     let convs = &grouping.convs;
+    // Convolutions of one role have as many groups of channels.
+    let grouped = members.iter().any(|&m| convs[m].channel_groups() > 1);
     let mut shapes: BTreeMap<[usize; 4], Vec<usize>> = BTreeMap::new();
     members.iter().for_each(|&m| shapes.entry(convs[m].shape).or_default().push(m));
     // Of as many the first.
     let Some(alike) = shapes.into_values().rev().max_by_key(Vec::len) else { return Ok(Vec::new()) };
     let schemes = [Scheme::Separate, Scheme::LeftShared, Scheme::RightShared];
-    let rows = schemes.into_iter().filter(|s| *s == Scheme::Separate || alike.len() > 1).map(|scheme| {
+    let together = alike.len() > 1 && !grouped;
+    let rows = schemes.into_iter().filter(|s| *s == Scheme::Separate || together).map(|scheme| {
         let chains = Form::from(scheme).chains();
         let kernels = Members { convs, members: &alike };
         let failed = |reason| crate::Error::Numerical { what: convs[alike[0]].name.clone(), reason };
         let analysis = factor::analyse(&chains, &kernels, 1).map_err(failed)?;
-        let (rows, columns) = Unfolding::SPATIAL.matrix_shape(convs[alike[0]].shape);
+        let (rows, columns) = Unfolding::SPATIAL.matrix_shape(convs[alike[0]].part_shape());
         let full = match scheme {
             Scheme::LeftShared => rows.min(columns * alike.len()),
             Scheme::RightShared => columns.min(rows * alike.len()),
@@ -286,14 +293,10 @@ impl fmt::Display for Inspection {
             writeln!(f, "Groups, and the ranks that keep 90 and 99 % of their kernels' energy, of those there are")?;
             let mut rows = table(&["group", "convs", "kernel", "weights", "alone", "first shared", "last shared"]);
             for group in &self.groups {
-                let [out, _, kh, kw] = group.kernels[0];
-                let inputs = || group.kernels.iter().map(|k| k[1]);
-                let (low, high) = (inputs().min().unwrap_or(0), inputs().max().unwrap_or(0));
-                let inputs = if low == high { low.to_string() } else { format!("{low}–{high}") };
                 let mut row = vec![
                     group.group.clone(),
                     group.members.len().to_string(),
-                    format!("{kh}×{kw} {inputs}→{out}"),
+                    channels(&group.kernels, &group.channel_groups),
                     thousands(group.weights),
                 ];
                 let ranks = |s: &SpectrumRow| format!("{} {} of {}", s.rank_90, s.rank_99, s.full);

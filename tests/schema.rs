@@ -13,7 +13,7 @@ use onnx_jmd::{Comparison, Inspection, Report};
 use serde_json::Value;
 use std::path::PathBuf;
 use support::scene::{Scene, npy};
-use support::{ModelBuilder, ResNet, small_resnet, value};
+use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, value};
 
 fn schema(name: &str) -> Schema {
     let path = format!("{}/tools/schema/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
@@ -53,6 +53,9 @@ fn scene() -> Scene {
     let pixels: Vec<u8> = (0..12 * 3 * 32 * 32u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     std::fs::write(scene.path("images.npy"), npy("|u1", &[12, 3, 32, 32], &pixels)).unwrap();
     std::fs::write(scene.path("labels.npy"), npy("|u1", &[12], &[1; 12])).unwrap();
+    let mut grouped = ModelBuilder::new(&[1, 16, 9, 9], 7);
+    let y = grouped.grouped_conv("image", 2, &ConvSpec::new(16, 3));
+    std::fs::write(scene.path("grouped.onnx"), grouped.build(&[&y])).unwrap();
     scene
 }
 
@@ -79,6 +82,7 @@ fn reports_are_as_their_schema_says() {
         run("--ratio 1.5 --dry-run"),
         json(&String::from_utf8(nothing.stdout).unwrap()),
         json(&scene.succeeds("odd.onnx out.onnx --ratio 1.5 -q --json -")),
+        json(&scene.succeeds("grouped.onnx out.onnx --ratio 1.5 -q --json -")),
     ];
     hold("report-1", &found);
 }
@@ -87,7 +91,8 @@ fn reports_are_as_their_schema_says() {
 fn inspections_are_as_their_schema_says() {
     let scene = scene();
     scene.succeeds("in.onnx out.onnx --ratio 2 --scheme ljsvd -q");
-    let found = ["in.onnx", "out.onnx"].map(|m| json(&scene.succeeds(&format!("inspect {m} -q --json -"))));
+    let found =
+        ["in.onnx", "out.onnx", "grouped.onnx"].map(|m| json(&scene.succeeds(&format!("inspect {m} -q --json -"))));
     hold("inspection-1", &found);
 }
 

@@ -5,7 +5,7 @@ mod support;
 use onnx_jmd::{GroupOptions, Grouping, Model, Plan, PlanOptions, RankPolicy, Scheme, SkipReason, find_groups};
 use prost::Message;
 use support::proto::{ModelProto, TensorProto};
-use support::{ConvSpec, ModelBuilder, ResNet, decode, int, ints, small_resnet, value};
+use support::{ConvSpec, ModelBuilder, decode, int, ints, small_resnet, value};
 
 fn find(model: &ModelProto, options: &GroupOptions) -> Grouping {
     find_groups(&Model::from_bytes(model.encode_to_vec()).unwrap(), options).unwrap()
@@ -25,6 +25,10 @@ fn reason(change: impl FnOnce(&mut ModelProto)) -> SkipReason {
 
 fn attribute(model: &mut ModelProto, attribute: support::proto::AttributeProto) {
     let node = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == "Conv").unwrap();
+    attribute_of(node, attribute);
+}
+
+fn attribute_of(node: &mut support::proto::NodeProto, attribute: support::proto::AttributeProto) {
     node.attribute.retain(|a| a.name() != attribute.name());
     node.attribute.push(attribute);
 }
@@ -40,12 +44,29 @@ fn kernels_with_other_than_one_to_three_spatial_axes() {
 }
 
 #[test]
-fn grouped_convolutions() {
+fn depthwise_and_grouped_transposed_convolutions() {
     let found = reason(|m| {
-        weight(m).dims = vec![64, 1, 3, 3];
+        let weight = weight(m);
+        weight.dims = vec![8, 1, 3, 3];
+        weight.raw_data = Some(weight.raw_data.as_ref().unwrap().slice(..8 * 9 * 4));
         attribute(m, int("group", 8));
     });
-    assert_eq!(found, SkipReason::Grouped { channel_groups: 8 });
+    assert_eq!(found, SkipReason::Depthwise { channel_groups: 8 });
+    let found = reason(|m| {
+        let node = &mut m.graph.as_mut().unwrap().node[0];
+        (node.op_type, node.name) = (Some("ConvTranspose".into()), Some("Conv_y".into()));
+        attribute_of(node, int("group", 2));
+    });
+    assert_eq!(found, SkipReason::Grouped { channel_groups: 2 });
+}
+
+#[test]
+fn groups_that_contradict_the_kernel_or_the_input() {
+    // Of 8 × 8 channels neither can be dealt to three, and the input has no sixteen.
+    for (groups, reading) in [(3, "group = 3"), (2, "group = 2"), (0, "group is 0"), (-1, "group is -1")] {
+        let found = reason(|m| attribute(m, int("group", groups)));
+        assert!(matches!(&found, SkipReason::Inconsistent { what } if what.contains(reading)), "{found}");
+    }
 }
 
 #[test]
@@ -76,6 +97,38 @@ fn kernels_whose_shape_is_computed() {
     let found = find(&b.build_proto(&["y"]), &GroupOptions::default());
     let reasons: Vec<&SkipReason> = found.skipped.iter().map(|s| &s.reason).collect();
     assert_eq!(reasons, [&SkipReason::KernelComputed { value: "kernel".into() }]);
+}
+
+#[test]
+fn kernels_quantized_in_other_ways_than_are_read() {
+    let quantized = |data_type: i32, bytes: usize, attributes: Vec<support::proto::AttributeProto>| {
+        reason(|m| {
+            let weight = weight(m);
+            weight.data_type = Some(data_type);
+            weight.raw_data = Some(weight.raw_data.as_ref().unwrap().slice(..8 * 8 * 9 * bytes));
+            let scale = TensorProto {
+                name: Some("scale".into()),
+                data_type: Some(1),
+                float_data: vec![0.1],
+                ..Default::default()
+            };
+            let graph = m.graph.as_mut().unwrap();
+            graph.initializer.push(scale);
+            graph.node[0].input[1] = "kernel".into();
+            let node = support::proto::NodeProto {
+                op_type: Some("DequantizeLinear".into()),
+                input: vec!["y.weight".into(), "scale".into()],
+                output: vec!["kernel".into()],
+                attribute: attributes,
+                ..Default::default()
+            };
+            graph.node.insert(0, node);
+        })
+    };
+    let other = SkipReason::KernelQuantized { value: "kernel".into() };
+    // INT16, and INT8 with a scale a block.
+    assert_eq!(quantized(5, 2, vec![]), other);
+    assert_eq!(quantized(3, 1, vec![int("block_size", 32)]), other);
 }
 
 #[test]
@@ -248,14 +301,12 @@ fn our_own_factors() {
 
 #[test]
 fn a_depthwise_network_is_nothing_to_compress() {
-    let mut model = ResNet { blocks: [1, 0, 0, 0], cifar: true, width: 4, ..ResNet::R18 }.builder();
-    for node in model.graph.node.iter_mut().filter(|n| n.op_type() == "Conv") {
-        node.attribute.push(int("group", 2));
-    }
-    let model = Model::from_bytes(model.build(&["scores"])).unwrap();
-    // The classifier alone could still be.
-    let options = GroupOptions { exclude: Some(regex::Regex::new("MatMul").unwrap()), ..GroupOptions::default() };
-    let grouping = find_groups(&model, &options).unwrap();
+    let mut b = ModelBuilder::new(&[1, 16, 9, 9], 5);
+    let x = b.grouped_conv("image", 16, &ConvSpec::new(16, 3));
+    let y = b.grouped_conv(&x, 16, &ConvSpec::new(16, 5));
+    let model = Model::from_bytes(b.build(&[&y])).unwrap();
+    let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
+    assert!(grouping.skipped.iter().all(|s| s.reason == SkipReason::Depthwise { channel_groups: 16 }));
     let error = Plan::build(&model, &grouping, &PlanOptions::default()).unwrap_err();
     assert!(matches!(error, onnx_jmd::Error::NothingToCompress(_)), "{error}");
 }

@@ -222,8 +222,12 @@ def outputs(model, level, feeds):
 
 
 def only_convolutions(graph):
-    """Leaves whole what is no Conv: what is multiplied out here are kernels of four axes. tools/corpus.py judges all operators."""
-    others = [n.name or f"{n.op_type}({n.output[0]})" for n in graph.node if n.op_type in ("Gemm", "MatMul", "ConvTranspose")]
+    """Leaves whole what is no Conv of one group whose kernel is an initializer: what is multiplied out here are kernels of four axes, as
+    they are stored. tools/corpus.py judges all operators."""
+    behind = {n.output[0] for n in graph.node if n.op_type in ("Cast", "DequantizeLinear")}
+    other = lambda n: n.op_type == "Conv" and (n.input[1] in behind or any(a.name == "group" and a.i > 1 for a in n.attribute))
+    others = [n.name or f"{n.op_type}({n.output[0]})" for n in graph.node
+              if n.op_type in ("Gemm", "MatMul", "ConvTranspose") or other(n)]
     return ["--exclude", "^(" + "|".join(map(re.escape, others)) + ")$"] if others else []
 
 

@@ -22,7 +22,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Changes whenever what the files hold, or what it is computed by, does.
-const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 2");
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 3");
 /// Room for the texts of a file; numbers need none.
 const LONGEST_TEXT: usize = 1 << 22;
 
@@ -33,8 +33,8 @@ pub(crate) struct Cache {
     key: String,
 }
 
-/// One convolution's moment, and rows of numbers with their length: `E[g·gᵀ]` and the targets.
-type Entry = ((f64, Vec<f64>, Vec<f32>), Option<(usize, Vec<f64>)>, (usize, Vec<f32>), Option<(String, String)>);
+/// The moments of a convolution's groups of channels, and rows of numbers with their length: `E[g·gᵀ]` and the targets.
+type Entry = (Vec<(f64, Vec<f64>, Vec<f32>)>, Option<(usize, Vec<f64>)>, (usize, Vec<f32>), Option<(String, String)>);
 
 impl Cache {
     /// # Errors
@@ -75,7 +75,8 @@ impl Cache {
         let entries = each.map(|((sight, targets), addend)| {
             // In the order of an entry; a slice is written as a vector is.
             let gradient = sight.gradient().and_then(|g| Some((g.ncols(), g.as_slice()?)));
-            Some((sight.moment.stored()?, gradient, (targets.ncols(), targets.as_slice()?), addend))
+            let moments: Vec<_> = sight.moments.iter().map(Moment::stored).collect::<Option<_>>()?;
+            Some((moments, gradient, (targets.ncols(), targets.as_slice()?), addend))
         });
         let entries: Option<Vec<_>> = entries.collect();
         if let Some(entries) = entries {
@@ -130,12 +131,14 @@ fn recalled(entries: Vec<Entry>, convs: &[Conv]) -> Option<Observations> {
         return None;
     }
     let (mut sights, mut targets, mut addends) = (Vec::new(), Vec::new(), Vec::new());
-    for ((moment, gradient, target, addend), conv) in entries.into_iter().zip(convs) {
+    for ((moments, gradient, target, addend), conv) in entries.into_iter().zip(convs) {
         let gradient = gradient.map(|g| table(g, conv.shape[0]));
+        let fits = moments.len() == conv.channel_groups();
         if gradient.as_ref().is_some_and(Option::is_none) {
             return None;
         }
-        sights.push(Sight::new(Moment::from_stored(moment)?, gradient.flatten()).ok()?);
+        let moments: Vec<Moment> = moments.into_iter().map(Moment::from_stored).collect::<Option<_>>()?;
+        sights.push(Sight::new(moments, gradient.flatten()).ok().filter(|_| fits)?);
         targets.push(table(target, conv.shape[0])?);
         addends.push(addend);
     }

@@ -185,11 +185,14 @@ impl Calibration {
                 self.check_enough(seeing.map(|(c, place)| (c, view::pixels(c, &seen[0][place.1]))))?;
             }
             seen_by.par_iter_mut().zip(convs).zip(&places).with_max_len(1).try_for_each(|((kept, conv), place)| {
-                let mut rows = Vec::new();
+                let mut rows = vec![Vec::new(); conv.channel_groups()];
                 let step = self.step(conv);
                 for (image, &number) in seen.iter().zip(images).filter(|(_, number)| number.is_multiple_of(step)) {
                     let pixels = self.pixels(conv, view::pixels(conv, &image[place.1]), number);
-                    rows.push(view::geometry(conv)?.rows(view::read(conv, &image[place.0])?.view(), &pixels));
+                    let (geometry, read) = (view::geometry(conv)?, view::read(conv, &image[place.0])?);
+                    for (part, rows) in rows.iter_mut().enumerate() {
+                        rows.push(geometry.rows(view::part(conv, &read, part), &pixels));
+                    }
                     let mut target = at_pixels(view::written(conv, &image[place.1])?.view(), &pixels);
                     if let Some(other) = place.2 {
                         // A value that is spread over channels or pixels is not repaired along.
@@ -200,8 +203,8 @@ impl Calibration {
                     }
                     kept.targets.extend(target.iter());
                 }
-                if !rows.is_empty() {
-                    kept.moment.add(joined(&rows).view(), None);
+                for (moment, rows) in kept.moments.iter_mut().zip(rows).filter(|(_, rows)| !rows.is_empty()) {
+                    moment.add(joined(&rows).view(), None);
                 }
                 Ok::<(), Error>(())
             })?;
@@ -214,11 +217,11 @@ impl Calibration {
         let gradients = self.gradients(model, convs)?;
         for (((mut kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
             addend.take_if(|_| !kept.alike);
-            kept.moment.narrow();
+            kept.moments.iter_mut().for_each(Moment::narrow);
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
             kept.targets.shrink_to_fit();
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());
-            sights.push(Sight::new(kept.moment, gradient).map_err(|reason| numerical(conv, reason))?);
+            sights.push(Sight::new(kept.moments, gradient).map_err(|reason| numerical(conv, reason))?);
         }
         Ok(Observations { sights: sights.into(), targets, addends })
     }
@@ -257,7 +260,7 @@ impl Calibration {
     /// kept; without the mirror images first.
     fn step(&self, conv: &Conv) -> usize {
         let ([in_h, in_w], [out_h, out_w]) = conv.extents();
-        let values = conv.shape[1] * in_h * in_w + conv.shape[0] * out_h * out_w;
+        let values = conv.shape[1] * conv.channel_groups() * in_h * in_w + conv.shape[0] * out_h * out_w;
         (size_of::<f32>() * values * self.count).div_ceil(MOST_BYTES).next_power_of_two()
     }
 }
@@ -267,7 +270,8 @@ type Take<'t> = dyn FnMut(&[usize], Vec<Vec<ArrayD<f32>>>) -> Result<()> + 't;
 
 /// What is gathered of one convolution while images run.
 struct Gathered {
-    moment: Moment,
+    /// One a group of channels.
+    moments: Vec<Moment>,
     targets: Vec<f32>,
     /// Whether what is added to the output has its shape.
     alike: bool,
@@ -276,10 +280,11 @@ struct Gathered {
 impl Gathered {
     fn new(conv: &Conv, blind: bool) -> Self {
         let moment = if blind { Moment::of_means(columns(conv)) } else { Moment::new(columns(conv), 0) };
-        Self { moment, targets: Vec::new(), alike: true }
+        Self { moments: vec![moment; conv.channel_groups()], targets: Vec::new(), alike: true }
     }
 }
 
+/// Values that each group of a convolution's channels reads at a time.
 fn columns(conv: &Conv) -> usize {
     conv.shape[1..].iter().product()
 }

@@ -17,9 +17,9 @@ use super::{Calibration, Observations, at_pixels, columns, joined, numerical, vi
 use crate::error::{Error, Result};
 use crate::factor::{self, Factors, Moment, Refit, Seen};
 use crate::onnx::{Conv, Dense, Graph, Model};
-use crate::plan::{Judged, Plan};
+use crate::plan::{Judged, Members, Plan};
 use crate::progress::Progress;
-use crate::rewrite::{Amends, Compiled, assemble, rewritten};
+use crate::rewrite::{Amends, Compiled, assemble, rewritten, round};
 use ndarray::{Array1, Array2, Array4, Axis, s};
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -107,7 +107,7 @@ impl Calibration {
         heads.retain(|h| h.weight.nrows() <= WIDEST_HEAD && !decomposed.contains(&h.node));
         for (index, (conv, place)) in plan.convs.iter().zip(&places).enumerate() {
             let whole_without_bias = place.is_none() && conv.gains_bias();
-            let blind = repair.observed.sights[index].moment.is_blind();
+            let blind = repair.observed.sights[index].is_blind();
             let head = heads.iter().any(|h| h.node == conv.node);
             if conv.effective_bias().is_none() || whole_without_bias || head || blind {
                 continue;
@@ -136,8 +136,11 @@ impl Repair<'_> {
         let chains = group.form.chains();
         let judged = Judged::new(&chains, &group.members, &observed.sights).map_err(failed)?;
         let mut changed = vec![index];
-        if at == 0 && group.members.len() > 1 {
-            let moments = group.members.iter().map(|&m| Ok(self.data(m)?.moment)).collect::<Result<Vec<Moment>>>()?;
+        // The groups of a grouped convolution share nothing.
+        let grouped = group.members.iter().any(|&m| plan.convs[m].channel_groups() > 1);
+        if at == 0 && group.members.len() > 1 && !grouped {
+            let moments =
+                group.members.iter().map(|&m| Ok(self.data(m, 0)?.moment)).collect::<Result<Vec<Moment>>>()?;
             let members = group
                 .members
                 .iter()
@@ -150,29 +153,40 @@ impl Repair<'_> {
             refit.store(&mut self.factors[g], true).map_err(failed)?;
             changed.clone_from(&group.members);
         }
-        let data = self.data(index)?;
-        let seen = Seen { moment: &data.moment, output: judged.output(at) };
-        let mut refit = Refit::new(&chains, &self.factors[g], &[(at, conv.shape, seen)]);
-        refit.improve(SWEEPS, false).map_err(failed)?;
-        let mut moment = data.moment.without_covariance();
         let value = observed.addends[index].as_ref().map_or(&conv.output, |(_, sum)| sum);
-        if let Some(window) = Window::reading(&self.graph, value) {
-            for _ in 0..WINDOWED_TURNS {
-                let aims = aims(&data, window, &refit.kernel(0), &moment);
-                moment.set_outputs(data.rows.view(), data.outputs(&aims).view());
-                refit.retarget(0, &moment);
-                refit.improve(1, false).map_err(failed)?;
+        let window = Window::reading(&self.graph, value);
+        let parts = Members { convs: &plan.convs, members: &group.members }.parts().nth(at).unwrap_or(at..at + 1);
+        let mut biases = Vec::new();
+        for (part, at) in parts.enumerate() {
+            let data = self.data(index, part)?;
+            let seen = Seen { moment: &data.moment, output: judged.output(at) };
+            let mut refit = Refit::new(&chains, &self.factors[g], &[(at, conv.part_shape(), seen)]);
+            refit.improve(SWEEPS, false).map_err(failed)?;
+            let mut moment = data.moment.without_covariance();
+            if let Some(window) = window {
+                for _ in 0..WINDOWED_TURNS {
+                    let aims = aims(&data, window, &refit.kernel(0), &moment);
+                    moment.set_outputs(data.rows.view(), data.outputs(&aims).view());
+                    refit.retarget(0, &moment);
+                    refit.improve(1, false).map_err(failed)?;
+                }
             }
+            refit.store(&mut self.factors[g], false).map_err(failed)?;
+            round(plan, group, &mut self.factors[g])?;
+            biases.extend(bias(&self.factors[g].reconstruct(at), &moment));
         }
-        refit.store(&mut self.factors[g], false).map_err(failed)?;
-        self.amends.biases.insert(index, bias(&self.factors[g].reconstruct(at), &moment));
+        self.amends.biases.insert(index, biases);
         Ok(changed)
     }
 
     /// Gives a convolution that stays whole the bias that restores its mean.
     fn whole(&mut self, index: usize) -> Result<Vec<usize>> {
-        let data = self.data(index)?;
-        self.amends.biases.insert(index, bias(&self.plan.convs[index].kernel(), &data.moment));
+        let conv = &self.plan.convs[index];
+        let mut biases = Vec::new();
+        for part in 0..conv.channel_groups() {
+            biases.extend(bias(&conv.part_kernel(part), &self.data(index, part)?.moment));
+        }
+        self.amends.biases.insert(index, biases);
         Ok(vec![index])
     }
 
@@ -213,9 +227,11 @@ impl Repair<'_> {
         self.known.keep_needed(&self.small, &wanted)
     }
 
-    /// Inputs of a convolution in the compressed model with the outputs that they should give.
-    fn data(&mut self, index: usize) -> Result<Data> {
+    /// Inputs of a group of a convolution's channels in the compressed model with the outputs that they should give.
+    fn data(&mut self, index: usize, part: usize) -> Result<Data> {
         let (conv, calibration) = (&self.plan.convs[index], self.calibration);
+        let outputs = conv.output_parts().nth(part).unwrap_or(0..conv.shape[0]);
+        let own = s![.., outputs.clone()];
         let values = self.observed.read(index, conv);
         // As many as there are targets, image after image.
         let targets = &self.observed.targets[index];
@@ -241,8 +257,11 @@ impl Repair<'_> {
                 free = rest;
             }
             let each = portion.par_iter().zip(&pixels).zip(places).with_max_len(1).map(|((image, pixels), place)| {
-                view::geometry(conv)?.write_rows(view::read(conv, &image[0])?.view(), pixels, place);
-                values.get(1).map(|_| Ok(at_pixels(view::written(conv, &image[1])?.view(), pixels))).transpose()
+                let read = view::read(conv, &image[0])?;
+                view::geometry(conv)?.write_rows(view::part(conv, &read, part), pixels, place);
+                let added =
+                    |value| Ok(at_pixels(view::written(conv, value)?.slice(s![outputs.clone(), .., ..]), pixels));
+                values.get(1).map(|_| added(&image[1])).transpose()
             });
             added.extend(each.collect::<Result<Vec<_>>>()?.into_iter().flatten());
             for image in portion {
@@ -256,9 +275,9 @@ impl Repair<'_> {
         self.keep_needed(self.at)?;
         self.known.limit();
         let mut data = Data {
-            targets: targets.clone(),
+            targets: targets.slice(own).to_owned(),
             added: values.get(1).map(|_| joined(&added)),
-            moment: Moment::new(columns(conv), conv.shape[0]),
+            moment: Moment::new(columns(conv), outputs.len()),
             rows,
         };
         data.moment.add(data.rows.view(), Some(data.outputs(&data.targets).view()));

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::factor::Geometry;
 use crate::onnx::{Conv, Window};
-use ndarray::{Array3, Array4, ArrayD, ArrayView4, ArrayViewD, Axis, CowArray, Ix3, s};
+use ndarray::{Array3, Array4, ArrayD, ArrayView3, ArrayView4, ArrayViewD, Axis, CowArray, Ix3, s};
 
 /// An image.
 pub(super) type Image<'v> = CowArray<'v, f32, Ix3>;
@@ -60,6 +60,12 @@ pub(super) fn read<'v>(conv: &Conv, value: &'v ArrayD<f32>) -> Result<Image<'v>>
         return Ok(volume.index_axis(Axis(1), 0).to_owned().into());
     }
     Ok(cube.planes(volume).into())
+}
+
+/// What one group of its channels reads of an image.
+pub(super) fn part<'v>(conv: &Conv, image: &'v Image<'_>, part: usize) -> ArrayView3<'v, f32> {
+    let channels = image.dim().0 / conv.channel_groups();
+    image.slice(s![part * channels..(part + 1) * channels, .., ..])
 }
 
 /// What it writes, or what is added to that.
@@ -205,10 +211,11 @@ mod tests {
     }
 
     fn check(operator: &str, dims: &[usize], weight: &[usize], attributes: &[(&str, &[i64])]) {
-        let ints = |(name, values): &(&str, &[i64])| AttributeProto {
+        let attribute = |(name, values): &(&str, &[i64])| AttributeProto {
             name: Some((*name).into()),
-            r#type: Some(AttributeType::Ints as i32),
-            ints: values.to_vec(),
+            r#type: Some(if *name == "group" { AttributeType::Int } else { AttributeType::Ints } as i32),
+            i: (*name == "group").then(|| values[0]),
+            ints: if *name == "group" { Vec::new() } else { values.to_vec() },
             ..AttributeProto::default()
         };
         let wave = |at: usize| ((at * 37 + 11) % 23) as f32 / 11.0 - 1.0;
@@ -216,7 +223,7 @@ mod tests {
             op_type: Some(operator.into()),
             input: vec!["x".into(), "w".into()],
             output: vec!["y".into()],
-            attribute: attributes.iter().map(ints).collect(),
+            attribute: attributes.iter().map(attribute).collect(),
             ..NodeProto::default()
         };
         let graph = GraphProto {
@@ -240,10 +247,15 @@ mod tests {
         let geometry = geometry(conv).unwrap();
         let [height, width] = geometry.output([image.dim().1, image.dim().2]);
         assert_eq!(height * width, pixels(conv, &y), "{operator} {weight:?}");
-        let rows = geometry.rows(image.view(), &(0..height * width).collect::<Vec<_>>());
         let wanted = written(conv, &y).unwrap();
         assert_eq!(wanted.dim(), (conv.shape[0], height, width));
-        let found = respond_to_rows(&conv.kernel(), rows.view());
+        let parts = (0..conv.channel_groups()).map(|at| {
+            let rows = geometry.rows(part(conv, &image, at), &(0..height * width).collect::<Vec<_>>());
+            respond_to_rows(&conv.part_kernel(at), rows.view())
+        });
+        let parts: Vec<_> = parts.collect();
+        let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+        let found = ndarray::concatenate(Axis(1), &views).unwrap();
         for ((pixel, channel), found) in found.indexed_iter() {
             let wanted = wanted[[channel, pixel / width, pixel % width]];
             assert!((found - wanted).abs() < 1e-4, "{operator} {weight:?} at {pixel}, {channel}: {found} {wanted}");
@@ -257,6 +269,10 @@ mod tests {
         let cube: &[(&str, &[i64])] =
             &[("strides", &[2, 1, 2]), ("dilations", &[1, 2, 1]), ("pads", &[1, 0, 1, 0, 2, 1])];
         check("Conv", &[1, 2, 5, 6, 7], &[3, 2, 2, 3, 2], cube);
+        check("Conv", &[1, 6, 7, 5], &[9, 2, 3, 2], &[("strides", &[2, 1]), ("pads", &[1, 0, 2, 1]), ("group", &[3])]);
+        check("Conv", &[1, 4, 11], &[6, 2, 3], &[("dilations", &[2]), ("pads", &[3, 1]), ("group", &[2])]);
+        let grouped = [cube, &[("group", &[2])]].concat();
+        check("Conv", &[1, 4, 5, 6, 7], &[6, 2, 2, 3, 2], &grouped);
         check(
             "ConvTranspose",
             &[1, 2, 5],

@@ -90,7 +90,7 @@ impl Watch<'_> {
     /// [`Error::Unavailable`] if tract cannot run the model.
     pub(crate) fn moved(&self, members: &[usize], kernels: &[Array4<f64>]) -> Result<f64> {
         let replaced = members.iter().zip(kernels).map(|(&m, kernel)| {
-            (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m].moment))
+            (&self.convs[m], kernel.clone(), shifted_bias(&self.convs[m], kernel, &self.sights[m]))
         });
         let changed = with_kernels(self.model, replaced, &mut |_, _| Vec::new())?;
         let roots = members.iter().flat_map(|&m| self.convs[m].all()).flat_map(|c| &self.graph.nodes()[c.node].output);

@@ -16,6 +16,7 @@
 use super::linalg::{Basis, leading_basis, leading_eigenvectors, orthonormal};
 use super::{Chain, ChainForm, Factors, Ownership, Side, Unfolding};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, CowArray, Ix4, s};
+use std::ops::Range;
 
 /// Orthogonal iterations that bring a chain from the basis of the whole to that of what the chains before it
 /// leave, before the turns begin.
@@ -119,6 +120,20 @@ impl Analysis {
             (lost(chain.get(member)) + cut).clamp(0.0, 1.0)
         });
         left_over.product()
+    }
+
+    /// The mean of an error over several members that share nothing, each as much as its energy.
+    pub(crate) fn mean_error(&self, members: Range<usize>, error: impl Fn(usize) -> f64) -> f64 {
+        if members.len() == 1 {
+            return error(members.start);
+        }
+        let energy = |at: usize| {
+            let basis = self.bases.first().and_then(|chain| chain.get(at));
+            basis.map_or(0.0, |b| b.spectrum.iter().sum::<f64>())
+        };
+        let each = members.map(|at| (energy(at), error(at)));
+        let (whole, lost) = each.fold((0.0, 0.0), |(whole, lost), (e, error)| (whole + e, lost + e * error));
+        if whole > 0.0 { lost / whole } else { 0.0 }
     }
 
     /// The bases of a chain at a rank.
@@ -359,10 +374,10 @@ fn improve(terms: &mut [Term], at: usize, matrices: &[Array2<f64>], shapes: &[[u
     let solved = || terms.iter().enumerate().filter(|(t, term)| *t != at && !term.coefficients.is_empty());
     let residual =
         |i: usize| Residual { matrix: &matrices[i], minus: solved().map(|(_, term)| term.factors(i)).collect() };
-    let projected = |members: std::ops::Range<usize>, q: &dyn Fn(usize) -> Array2<f64>| {
+    let projected = |members: Range<usize>, q: &dyn Fn(usize) -> Array2<f64>| {
         common(&terms[at].form, members.map(|i| residual(i).project(side, &q(i))).collect())
     };
-    let step = |members: std::ops::Range<usize>, q: &Array2<f64>| {
+    let step = |members: Range<usize>, q: &Array2<f64>| {
         let coefficients = projected(members.clone(), &|_| q.clone());
         let sum = members.zip(&coefficients).map(|(i, c)| residual(i).expand(side, c)).reduce(|a, b| a + b);
         sum.map_or_else(|| q.clone(), |y| orthonormal(y.view()))

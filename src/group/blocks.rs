@@ -145,7 +145,7 @@ fn step(graph: &Graph<'_>, index: usize) -> Option<String> {
     if !is_conv(node) {
         return Some(node.op_type().to_owned());
     }
-    let dims = node.input.get(1).and_then(|w| graph.constant(w)).map_or(&[][..], |t| &t.dims[..]);
+    let dims = node.input.get(1).and_then(|w| graph.unconverted(w)).map_or(&[][..], |t| &t.dims[..]);
     let size: Vec<String> = dims.iter().skip(2).map(i64::to_string).collect();
     let channels = |i: usize| dims.get(i).map_or("?".to_owned(), i64::to_string);
     let strides = node.attribute.iter().find(|a| a.name() == "strides").map_or(&[][..], |a| &a.ints[..]);

@@ -158,7 +158,7 @@ fn constant_on_the_left<'m>(graph: &Graph<'m>, node: &'m NodeProto) -> Option<&'
 
 /// Multiply-accumulates of a node that is left alone, if its kernel and the size of its output are known; an open batch is one.
 fn whole_macs(graph: &Graph<'_>, resolutions: &Resolutions, node: &NodeProto) -> Option<u64> {
-    let dims = |at: usize| Some(&graph.constant(node.input.get(at)?)?.dims[..]);
+    let dims = |at: usize| Some(&graph.unconverted(node.input.get(at)?)?.dims[..]);
     let is = |name: &str| attributes::int(node, name).unwrap_or(0) != 0;
     let output = resolutions.shape(node.output.first()?)?;
     // Of a product each element is a sum along the axis that both sides have.
@@ -202,7 +202,7 @@ fn group(graph: &Graph<'_>, resolutions: &Resolutions, convs: &[Conv], by: Group
     let mut groups: Vec<Group> = Vec::new();
     for (index, conv) in convs.iter().enumerate() {
         let [out, inputs, kh, kw] = conv.shape;
-        let family = conv.kind.family();
+        let family = conv.family();
         let (role, key) = match by {
             GroupBy::Role => {
                 let role = role::of(graph, resolutions, conv);

@@ -116,7 +116,12 @@ fn label(graph: &Graph<'_>, resolutions: &Resolutions, node: &NodeProto) -> Opti
     if !is_conv(node) {
         return Some(node.op_type().to_owned());
     }
-    let dims = node.input.get(1).and_then(|kernel| resolutions.stored(graph, kernel)).unwrap_or_default();
+    let converted = |kernel: &String| {
+        let dims = &graph.unconverted(kernel)?.dims;
+        Some(dims.iter().map(|&d| usize::try_from(d).ok()).collect())
+    };
+    let dims =
+        node.input.get(1).and_then(|k| resolutions.stored(graph, k).or_else(|| converted(k))).unwrap_or_default();
     let grouped = dims.get(1) == Some(&Some(1));
     let size: Option<Vec<usize>> = dims.get(2..).and_then(|spatial| spatial.iter().copied().collect());
     let size = size.map_or(String::new(), |spatial| sizes(&spatial));

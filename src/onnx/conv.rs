@@ -5,11 +5,12 @@ use super::kind::Kind;
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
 use super::shapes::Resolutions;
 use super::window::{Padding, Window};
-use super::{BatchNorm, attributes, tensor};
+use super::{BatchNorm, Storage, attributes, tensor};
 use crate::error::{Error, Result};
 use crate::factor::{self, ChainForm};
 use ndarray::{Array1, Array4, Axis};
 use std::fmt;
+use std::ops::Range;
 
 /// A convolution, or what computes one (a transposed convolution, a fully connected layer), with a constant kernel that nothing
 /// else uses, and the batch norm behind it if that is to be folded in.
@@ -20,7 +21,7 @@ pub struct Conv {
     /// Name of the kernel's tensor.
     pub kernel_name: String,
     /// Kernel shape `[out, in, kh, kw]`: of one spatial axis `kh` is one, of three `kw` counts the last two, of a fully connected
-    /// layer both are one.
+    /// layer both are one. `in` counts the channels of one group, see [`Conv::channel_groups`].
     pub shape: [usize; 4],
     /// Height and width of the input, where known; of one or three spatial axes as in `shape`.
     pub input_extent: [Option<usize>; 2],
@@ -28,6 +29,7 @@ pub struct Conv {
     pub output_extent: [Option<usize>; 2],
     pub(crate) node: usize,
     pub(crate) kind: Kind,
+    pub(crate) storage: Storage,
     /// Zeros before each spatial axis, then after each; none where `auto_pad` leaves them to an input size that is not known.
     pub pads: Option<Vec<usize>>,
     pub(crate) input: String,
@@ -53,10 +55,15 @@ pub enum SkipReason {
         /// Axes of the kernel.
         axes: usize,
     },
-    /// Grouped or depthwise.
+    /// A transposed convolution in groups.
     Grouped {
         /// ONNX's attribute `group`.
         channel_groups: i64,
+    },
+    /// Each channel has a kernel of its own.
+    Depthwise {
+        /// ONNX's attribute `group`.
+        channel_groups: usize,
     },
     /// The kernel is not constant.
     KernelComputed {
@@ -73,7 +80,7 @@ pub enum SkipReason {
         /// ONNX's name of the type.
         element_type: String,
     },
-    /// The kernel is stored in integers.
+    /// The kernel is stored in integers that are not read.
     KernelQuantized {
         /// The value that the node reads.
         value: String,
@@ -137,8 +144,15 @@ impl fmt::Display for SkipReason {
         match self {
             Self::Axes { axes } => write!(f, "its kernel has {axes} axes, not two and one to three spatial ones"),
             Self::Grouped { channel_groups } => {
-                write!(f, "grouped convolution (group = {channel_groups})")
+                write!(
+                    f,
+                    "grouped transposed convolution (group = {channel_groups}): only Conv is decomposed in groups"
+                )
             }
+            Self::Depthwise { channel_groups } => write!(
+                f,
+                "depthwise convolution (group = {channel_groups}): its kernels read one channel each, so there are none to factor"
+            ),
             Self::KernelComputed { value } => {
                 write!(f, "its kernel '{value}' is computed in the graph")
             }
@@ -150,7 +164,7 @@ impl fmt::Display for SkipReason {
             }
             Self::KernelQuantized { value } => write!(
                 f,
-                "its kernel '{value}' is quantized, and its factors in floating point could take more: compress first, then quantize"
+                "its kernel '{value}' is quantized, and not as INT8 or UINT8 with float32 scales: compress first, then quantize"
             ),
             Self::KernelReused { tensor, uses } => {
                 write!(f, "its kernel '{tensor}' is read {uses} times")
@@ -194,7 +208,7 @@ impl Conv {
         let each = readers.iter().map(|&at| Self::read(graph, resolutions, at, false, readers.len()));
         let mut each = each.collect::<Result<Vec<_>, _>>()?;
         let first = each.remove(0);
-        if let Some(other) = each.iter().find(|t| t.kind.family() != first.kind.family() || t.shape != first.shape) {
+        if let Some(other) = each.iter().find(|t| t.family() != first.family() || t.shape != first.shape) {
             let what = format!("'{}' reads its kernel as another operator", other.name);
             return Err(SkipReason::Inconsistent { what });
         }
@@ -219,7 +233,7 @@ impl Conv {
         };
         let Some(tensor) = graph.folded(weight) else { return Err(unknown_kernel(graph, weight)) };
         let channel_groups = attributes::int(node, "group").unwrap_or(1);
-        if channel_groups != 1 {
+        if channel_groups != 1 && node.op_type() == "ConvTranspose" {
             return Err(SkipReason::Grouped { channel_groups });
         }
         let dims: Vec<usize> = tensor.dims.iter().filter_map(|&d| usize::try_from(d).ok()).collect();
@@ -237,6 +251,7 @@ impl Conv {
             return Err(SkipReason::KernelReused { tensor: weight.clone(), uses });
         }
         let shape = kind.shape(&dims).ok_or(SkipReason::Axes { axes: dims.len() })?;
+        check_groups(kind.groups(), shape, resolutions.shape(input))?;
         let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
         let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(&graph.folded(b)?));
         let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().map(|&x| f64::from(x)).collect());
@@ -274,6 +289,7 @@ impl Conv {
             own_bias: bias.as_ref().is_some_and(|b| graph.constant_uses(b) == 1),
             bias,
             bias_values,
+            storage: graph.storage(weight),
             kind,
         })
     }
@@ -293,6 +309,47 @@ impl Conv {
         let kernel = self.kind.read(&dims, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
+            None => kernel,
+        }
+    }
+
+    /// What convolutions have in common that store kernels alike, so that they can share one.
+    pub(crate) fn family(&self) -> String {
+        let kind = self.kind.family();
+        self.storage.name().map_or_else(|| kind.clone(), |stored| format!("{kind} {stored}"))
+    }
+
+    /// How many convolutions beside each other it is, each with as many of its channels and with kernels of its own: ONNX's
+    /// attribute `group`.
+    #[must_use]
+    pub fn channel_groups(&self) -> usize {
+        self.kind.groups()
+    }
+
+    /// The shape of the kernel of one group of channels.
+    pub(crate) fn part_shape(&self) -> [usize; 4] {
+        let [out, inputs, kh, kw] = self.shape;
+        [out / self.channel_groups(), inputs, kh, kw]
+    }
+
+    /// The parts of something that has one row a channel of the output, one a group of channels.
+    pub(crate) fn output_parts(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let [out, ..] = self.part_shape();
+        (0..self.channel_groups()).map(move |part| part * out..(part + 1) * out)
+    }
+
+    /// The kernel of one group of channels.
+    pub(crate) fn part_kernel(&self, part: usize) -> Array4<f64> {
+        if self.channel_groups() == 1 {
+            return self.kernel();
+        }
+        let shape = self.part_shape();
+        let count = shape.iter().product();
+        // One after the other, as ONNX stores them.
+        let elements = tensor::floats(&self.kernel).skip(part * count).take(count).map(f64::from).collect();
+        let kernel = Array4::from_shape_vec(shape, elements).unwrap_or_default();
+        match &self.batch_norm {
+            Some(norm) => per_output(kernel, norm.scale.iter().skip(part * shape[0]).take(shape[0]).copied()),
             None => kernel,
         }
     }
@@ -371,7 +428,7 @@ impl Conv {
     /// A shape of what it reads, one image of it, at which every tap of the kernel and every stride takes part.
     #[cfg(feature = "verify")]
     pub(crate) fn sample_shape(&self) -> Vec<usize> {
-        let inputs = self.shape[1];
+        let inputs = self.shape[1] * self.channel_groups();
         let Some(window) = self.kind.window() else { return vec![2, inputs] };
         let mut dims = vec![1, inputs];
         // Where the file says the size of an output, the input has but one.
@@ -405,7 +462,8 @@ impl Conv {
         ranks: &[usize],
         (input, output): ([usize; 2], [usize; 2]),
     ) -> u64 {
-        let own = factor::macs(chains, ranks, self.shape, [input, output], self.kind.is_transposed());
+        let part = factor::macs(chains, ranks, self.part_shape(), [input, output], self.kind.is_transposed());
+        let own = part.saturating_mul(self.channel_groups() as u64);
         self.twins.iter().map(|t| t.macs_of(chains, ranks, t.extents())).fold(own, u64::saturating_add)
     }
 
@@ -447,6 +505,24 @@ fn kind(node: &NodeProto, dims: &[usize], resolutions: &Resolutions) -> Result<K
         "MatMul" => matrix().map(|()| Kind::MatMul),
         _ => window().map(Kind::Conv),
     }
+}
+
+/// Refuses groups that kernel or input contradict, and those of single channels.
+fn check_groups(
+    groups: usize,
+    [out, inputs, ..]: [usize; 4],
+    read: Option<&[Option<usize>]>,
+) -> Result<(), SkipReason> {
+    if groups == 1 {
+        return Ok(());
+    }
+    if (out, inputs) == (groups, 1) {
+        return Err(SkipReason::Depthwise { channel_groups: groups });
+    }
+    let channels = read.and_then(|shape| *shape.get(1)?);
+    let fits = out.is_multiple_of(groups) && channels.is_none_or(|c| Some(c) == inputs.checked_mul(groups));
+    let what = || format!("its group = {groups} does not fit its kernel's {out} × {inputs} channels and its input's");
+    if fits { Ok(()) } else { Err(SkipReason::Inconsistent { what: what() }) }
 }
 
 /// Why there is no tensor behind the kernel of a node.

@@ -10,8 +10,8 @@ use ndarray::{ArrayD, IxDyn};
 
 /// Whether [`Graph::folded`] computes a node.
 pub(crate) fn folds(node: &NodeProto) -> bool {
-    const OPERATORS: [&str; 8] =
-        ["Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"];
+    const OPERATORS: [&str; 9] =
+        ["Identity", "Cast", "DequantizeLinear", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"];
     is_standard(node) && OPERATORS.contains(&node.op_type())
 }
 
@@ -41,6 +41,9 @@ impl Graph<'_> {
             return Some(tensor.clone());
         }
         let node = self.producer(name).map(|n| &self.nodes()[n]).filter(|n| folds(n))?;
+        if node.op_type() == "DequantizeLinear" {
+            return self.dequantized(name, node);
+        }
         let from = self.folded_within(node.input.first()?, steps.checked_sub(1)?)?;
         let precision = Precision::of(from.data_type())?;
         let dims: Vec<usize> = from.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
@@ -83,6 +86,17 @@ impl Graph<'_> {
                 (count == elements.len()).then(|| made(&wanted, elements, precision))?
             }
         }
+    }
+
+    /// What a constant is stored as that a name stands for, before anything rearranges or converts it.
+    pub(crate) fn stored<'n>(&'n self, mut name: &'n str) -> &'n str {
+        for _ in 0..MOST_STEPS {
+            let node =
+                self.producer(name).map(|n| &self.nodes()[n]).filter(|n| folds(n) && self.constant(name).is_none());
+            let Some(input) = node.and_then(|n| n.input.first()) else { break };
+            name = input;
+        }
+        name
     }
 
     /// Constant integers, the shape of a constant among them.

@@ -240,7 +240,7 @@ impl<'m> Graph<'m> {
             "MatMul" => Some(&node.input[..]),
             _ => None,
         });
-        let names: HashSet<&str> = read.flatten().map(String::as_str).collect();
+        let names: HashSet<&str> = read.flatten().map(|name| self.stored(name)).collect();
         let elements = |t: &TensorProto| t.dims.iter().map(|d| d.unsigned_abs()).fold(1, u64::saturating_mul);
         names.into_iter().filter_map(|name| self.constant(name)).map(elements).fold(0, u64::saturating_add)
     }

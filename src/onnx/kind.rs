@@ -5,6 +5,7 @@
 //! | `Conv` over one axis | height one |
 //! | `Conv` over two | itself |
 //! | `Conv` over three | the last two axes are one, `kw = k₂·k₃` |
+//! | `Conv` with `group = g` | g convolutions beside each other, each of `in` channels to `out/g`, their kernels on top of each other |
 //! | `ConvTranspose` | over the input with zeros between and around its pixels, at stride one, the kernel turned by 180° |
 //! | `Gemm`, `MatMul` | `1×1`, the rows of the left matrix its pixels |
 
@@ -57,6 +58,7 @@ impl Kind {
     /// What convolutions have in common that store kernels alike, so that they can share one.
     pub(crate) fn family(&self) -> String {
         match self {
+            Self::Conv(window) if window.groups > 1 => format!("Conv{}/{}", window.kernel.len(), window.groups),
             Self::Conv(window) if window.kernel.len() == 2 => String::new(),
             Self::Conv(window) | Self::ConvTranspose(window) => format!("{}{}", self.op_type(), window.kernel.len()),
             Self::Gemm { transposed: true } => "Gemm'".into(),
@@ -75,9 +77,22 @@ impl Kind {
         matches!(self, Self::ConvTranspose(_))
     }
 
+    /// Groups of channels, each with kernels of its own; one where all channels are read together.
+    pub(crate) fn groups(&self) -> usize {
+        self.window().map_or(1, |w| w.groups)
+    }
+
     /// Whether it is a fully connected layer.
     pub(crate) fn is_dense(&self) -> bool {
         self.window().is_none()
+    }
+
+    /// Where a stored kernel has its channels of the output.
+    pub(crate) fn output_axis(&self) -> usize {
+        match self {
+            Self::Conv(_) | Self::Gemm { transposed: true } => 0,
+            Self::ConvTranspose(_) | Self::Gemm { .. } | Self::MatMul => 1,
+        }
     }
 
     /// Strides along the two axes.

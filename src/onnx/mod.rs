@@ -18,6 +18,7 @@ mod normalisation;
 mod precision;
 pub(crate) mod proto;
 mod shapes;
+mod storage;
 #[cfg(feature = "verify")]
 mod stretch;
 mod tensor;
@@ -39,10 +40,11 @@ pub use model::{InputShape, Model, write_whole, writing};
 pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use precision::Precision;
 pub(crate) use shapes::Resolutions;
+pub(crate) use storage::{Storage, quantized};
 #[cfg(feature = "tune")]
 pub(crate) use stretch::float_value;
 #[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};
-pub(crate) use tensor::{float_initializer, initializer, read_floats};
+pub(crate) use tensor::{float_initializer, initializer, int8_initializer, read_floats};
 #[cfg(feature = "verify")]
 pub(crate) use window::Window;

@@ -7,7 +7,7 @@ use super::proto::{
     tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
-use super::{Graph, external, tensor};
+use super::{Graph, external, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{Precision, initializer};
 use crate::error::{Error, Result};
@@ -17,6 +17,7 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 #[cfg(feature = "tune")]
 use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -197,11 +198,21 @@ impl Model {
         external::save(&self.proto, &path, threshold)
     }
 
-    /// Floating-point parameters: elements of every float tensor, each stored tensor counted once.
+    /// Floating-point parameters: elements of every float tensor and of every tensor that a `DequantizeLinear` makes one of, each
+    /// stored tensor counted once.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let all = self.proto.graph.iter().flat_map(tensors);
-        all.filter(|t| FLOAT_TYPES.contains(&t.data_type())).filter_map(tensor::element_count).sum()
+        let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
+        let floats = self.proto.graph.iter().flat_map(tensors).filter(is_float);
+        let nodes = || self.proto.graph.iter().flat_map(|g| &g.node).filter(|n| is_standard(n));
+        let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
+        let quantized: HashSet<&str> = quantized.map(String::as_str).collect();
+        let stored = self.proto.graph.iter().flat_map(|g| &g.initializer).filter(|t| quantized.contains(t.name()));
+        let constants =
+            nodes().filter(|n| n.op_type() == "Constant" && n.output.iter().any(|o| quantized.contains(o.as_str())));
+        let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
+        let integers = stored.chain(constants).filter(|t| !is_float(t));
+        floats.chain(integers).filter_map(tensor::element_count).sum()
     }
 
     /// False if encoding what was decoded gives other bytes, as with fields that this version of the
@@ -217,7 +228,7 @@ impl Model {
         let Some(graph) = &self.proto.graph else {
             return Vec::new();
         };
-        let constant: std::collections::HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
+        let constant: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
         let fed = graph.input.iter().filter(|i| !constant.contains(i.name()));
         fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
     }

@@ -7,7 +7,7 @@ use super::proto::{
     type_proto,
 };
 use super::tensor::{floats_of, is_number};
-use super::{Graph, Model, is_layer};
+use super::{Graph, Model, Storage, is_layer};
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -40,6 +40,11 @@ impl Precision {
         }
     }
 
+    /// Whether it takes fewer bits than float32.
+    pub(crate) fn is_narrow(self) -> bool {
+        matches!(self, Self::Half | Self::Brain)
+    }
+
     /// The nearest number that this type holds; of float64 that of float32.
     pub(crate) fn round(self, x: f32) -> f32 {
         match self {
@@ -65,7 +70,13 @@ impl Model {
     pub(crate) fn kernel_precision(&self) -> Option<Precision> {
         let graph = Graph::new(self).ok()?;
         let layers = graph.nodes().iter().filter(|n| is_layer(&graph, n));
-        let kernels = layers.filter_map(|n| graph.folded(n.input.get(1)?)).map(|t| Precision::of(t.data_type()));
+        let kernels = layers.filter_map(|n| {
+            let kernel = n.input.get(1)?;
+            let precision = Precision::of(graph.folded(kernel)?.data_type());
+            // Scales are float32.
+            let quantized = matches!(graph.storage(kernel), Storage::Quantized { .. });
+            Some(precision.filter(|p| *p == Precision::Single || !quantized))
+        });
         let mut kinds = kernels.collect::<Option<Vec<_>>>()?;
         kinds.dedup();
         match kinds[..] {

@@ -177,6 +177,30 @@ pub(crate) fn initializer(
     }
 }
 
+/// An INT8 initializer of whole numbers.
+pub(crate) fn int8_initializer(name: String, dims: &[usize], data: impl Iterator<Item = f32>) -> TensorProto {
+    let raw: Vec<u8> = data.map(|x| (x as i8).cast_unsigned()).collect();
+    TensorProto {
+        name: Some(name),
+        dims: dims.iter().map(|&d| d as i64).collect(),
+        data_type: Some(DataType::Int8 as i32),
+        raw_data: Some(Bytes::from(raw)),
+        ..TensorProto::default()
+    }
+}
+
+/// The elements of a tensor of the types that whole numbers are quantized to: INT8 and UINT8, and INT32 for biases.
+pub(super) fn integers_of(tensor: &TensorProto) -> Option<Vec<i32>> {
+    let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| &raw[..]);
+    let typed = tensor.int32_data.iter().copied();
+    Some(match DataType::try_from(tensor.data_type()).ok()? {
+        DataType::Int8 => raw.iter().map(|&b| i32::from(b.cast_signed())).chain(typed).collect(),
+        DataType::Uint8 => raw.iter().map(|&b| i32::from(b)).chain(typed).collect(),
+        DataType::Int32 => raw.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).chain(typed).collect(),
+        _ => return None,
+    })
+}
+
 /// The small integers of an int64 tensor, for shapes, pads and scales.
 pub(crate) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     if tensor.data_type() != DataType::Int64 as i32 {

@@ -17,6 +17,8 @@ pub(crate) struct Window {
     pub(crate) padding: Padding,
     /// What a transposed convolution adds at the end.
     pub(crate) output_padding: Vec<usize>,
+    /// Groups of channels, each with kernels of its own: more than one of a grouped convolution.
+    pub(crate) groups: usize,
     ceil: bool,
 }
 
@@ -69,8 +71,13 @@ impl Window {
             "SAME_LOWER" => Padding::SameLower,
             other => return Err(format!("its auto_pad is '{other}'")),
         };
+        let groups = attributes::int(node, "group").unwrap_or(1);
+        if !(1..=LARGEST).contains(&groups) {
+            return Err(format!("its group is {groups}"));
+        }
         Ok(Self {
             kernel: kernel.to_vec(),
+            groups: groups as usize,
             strides: read("strides", axes, 1, LARGEST, 1)?,
             dilations: read("dilations", axes, 1, LARGEST, 1)?,
             padding,

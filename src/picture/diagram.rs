@@ -168,7 +168,7 @@ fn steps(graph: &Graph<'_>, ends: &[&str], starts: &HashSet<&str>, kind: &dyn Fn
 /// An operator, of a convolution with its kernel and channels.
 fn described(graph: &Graph<'_>, index: usize) -> (String, String) {
     let node = &graph.nodes()[index];
-    let kernel = node.input.get(1).filter(|_| node.op_type() == "Conv").and_then(|k| graph.constant(k));
+    let kernel = node.input.get(1).filter(|_| node.op_type() == "Conv").and_then(|k| graph.unconverted(k));
     match kernel.map(|k| &k.dims[..]) {
         Some([out, inputs, kh, kw]) => (format!("Conv {kh}×{kw}"), format!("{inputs} → {out}")),
         _ if node.op_type() == "BatchNormalization" => ("BatchNorm".into(), String::new()),

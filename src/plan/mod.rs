@@ -24,7 +24,7 @@ use prospects::candidates;
 pub use replay::Replay;
 #[cfg(feature = "verify")]
 pub(crate) use trials::{Trial, Trials};
-pub(crate) use unit::Members;
+pub(crate) use unit::{Members, stacked};
 
 use crate::error::{Error, Result};
 use crate::factor::{Analysis, Form, Scheme};

@@ -5,7 +5,7 @@ use super::unit::{Members, Unit};
 use crate::error::Result;
 use crate::factor::{self, Analysis, ChainForm, Moment, OutputNorm, Ownership, Seen};
 use crate::onnx::Conv;
-use ndarray::{Array2, Array4};
+use ndarray::{Array2, Array4, Axis, s};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -25,11 +25,12 @@ pub(crate) struct Calibrated<'s> {
 /// What one convolution sees and how its output is judged.
 #[derive(Debug, Clone)]
 pub(crate) struct Sight {
-    /// Moments of what it reads.
-    pub(crate) moment: Moment,
+    /// Moments of what each group of its channels reads.
+    pub(crate) moments: Vec<Moment>,
     /// `E[g·gᵀ]` of the network's gradients `g` at its output, a pixel; none if they are not known.
     gradient: Option<Array2<f64>>,
-    norm: Option<OutputNorm>,
+    /// One a group of channels; none if nothing is known.
+    norms: Vec<OutputNorm>,
 }
 
 /// Added to a gradient's second moment, relative to its mean diagonal: a few images do not tell what never matters.
@@ -38,11 +39,28 @@ const DAMPING: f64 = 0.1;
 impl Sight {
     /// # Errors
     /// The solver's reason if an eigendecomposition does not converge.
-    pub(crate) fn new(moment: Moment, gradient: Option<Array2<f64>>) -> Result<Self, String> {
+    pub(crate) fn new(moments: Vec<Moment>, gradient: Option<Array2<f64>>) -> Result<Self, String> {
         // What is decomposed by its plain weights needs no norm.
-        let gradient = gradient.filter(|_| !moment.is_blind());
-        let norm = gradient.as_ref().map(|g| OutputNorm::new(g, DAMPING)).transpose()?;
-        Ok(Self { moment, gradient, norm })
+        let gradient = gradient.filter(|_| !moments.iter().any(Moment::is_blind));
+        let norms = gradient.iter().flat_map(|g| {
+            let out = g.nrows() / moments.len().max(1);
+            let own = move |part: usize| part * out..(part + 1) * out;
+            (0..moments.len()).map(move |p| OutputNorm::new(&g.slice(s![own(p), own(p)]).to_owned(), DAMPING))
+        });
+        let norms = norms.collect::<Result<_, String>>()?;
+        Ok(Self { moments, gradient, norms })
+    }
+
+    /// Whether it reads more than the samples tell.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.moments.iter().any(Moment::is_blind)
+    }
+
+    /// What a kernel makes of the mean of what is read.
+    pub(crate) fn respond(&self, kernel: &Array4<f64>) -> Vec<f64> {
+        let out = (kernel.dim().0 / self.moments.len().max(1)).max(1);
+        let parts = kernel.axis_chunks_iter(Axis(0), out).zip(&self.moments);
+        parts.flat_map(|(kernel, moment)| factor::respond(&kernel.to_owned(), &moment.mean())).collect()
     }
 
     /// `E[g·gᵀ]`, if it is known.
@@ -54,12 +72,12 @@ impl Sight {
 
 /// What the members of a group see; none if one of them reads more than the samples tell, so that plain weights decide.
 pub(crate) fn all_see<'s>(members: &[usize], sights: &'s [Sight]) -> Option<&'s [Sight]> {
-    Some(sights).filter(|sights| members.iter().all(|&m| !sights[m].moment.is_blind()))
+    Some(sights).filter(|sights| members.iter().all(|&m| !sights[m].is_blind()))
 }
 
-/// How the outputs of some convolutions are judged: each by itself, or all alike where they share a last factor.
+/// How the outputs of some convolutions are judged: each group of channels by itself, or all alike where they share a last factor.
 pub(crate) struct Judged<'s> {
-    sights: Vec<&'s Sight>,
+    each: Vec<(&'s Moment, Option<&'s OutputNorm>)>,
     common: Option<OutputNorm>,
     shared: bool,
 }
@@ -78,18 +96,19 @@ impl<'s> Judged<'s> {
         let mean = if shared { sights.iter().map(scaled).collect::<Option<Vec<_>>>() } else { None };
         let mean = mean.and_then(|all| all.into_iter().reduce(|a, b| a + b));
         let common = mean.map(|g| OutputNorm::new(&g, DAMPING)).transpose()?;
-        Ok(Self { sights, common, shared })
+        let each = sights.iter().flat_map(|s| s.moments.iter().enumerate().map(|(part, m)| (m, s.norms.get(part))));
+        Ok(Self { each: each.collect(), common, shared })
     }
 
-    /// The norm of one member's output.
-    pub(crate) fn output(&self, member: usize) -> Option<&OutputNorm> {
-        if self.shared { self.common.as_ref() } else { self.sights[member].norm.as_ref() }
+    /// The norm of the output of one kernel.
+    pub(crate) fn output(&self, at: usize) -> Option<&OutputNorm> {
+        if self.shared { self.common.as_ref() } else { self.each[at].1 }
     }
 
-    /// What all members see and how they are judged.
+    /// What all kernels see and how they are judged.
     pub(crate) fn seen(&self) -> Vec<Seen<'_>> {
-        let each = self.sights.iter().enumerate();
-        each.map(|(i, sight)| Seen { moment: &sight.moment, output: self.output(i) }).collect()
+        let each = self.each.iter().enumerate();
+        each.map(|(i, (moment, _))| Seen { moment, output: self.output(i) }).collect()
     }
 }
 
@@ -194,10 +213,9 @@ impl Profile {
                 let dealt = unit.form.ranks(rank);
                 let factors = factor::factorize(&unit.chains, &kernels, &dealt, PROBE_SWEEPS, &self.analysis);
                 let factors = factors.map_err(|e| unit.failed(e))?;
-                let members = 0..unit.members.len();
                 Ok(Fit {
-                    errors: members.clone().map(|i| self.analysis.member_error(i, &dealt)).collect(),
-                    kernels: members.map(|i| factors.reconstruct(i)).collect(),
+                    errors: self.by_member(unit, |part| self.analysis.member_error(part, &dealt)),
+                    kernels: kernels.reconstruct(&factors).collect(),
                 })
             });
             return fits.collect();
@@ -208,13 +226,22 @@ impl Profile {
             let solved =
                 factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &self.analysis);
             let (factors, errors) = solved.map_err(|e| unit.failed(e))?;
-            Ok(Fit { errors, kernels: (0..unit.members.len()).map(|i| factors.reconstruct(i)).collect() })
+            Ok(Fit {
+                errors: self.by_member(unit, |part| errors[part]),
+                kernels: kernels.reconstruct(&factors).collect(),
+            })
         });
         fits.collect()
     }
 
+    /// An error of each kernel as one of each member.
+    fn by_member(&self, unit: &Unit, error: impl Fn(usize) -> f64) -> Vec<f64> {
+        unit.parts.iter().map(|parts| self.analysis.mean_error(parts.clone(), &error)).collect()
+    }
+
     fn spectral(&self, unit: &Unit, member: usize, rank: usize) -> f64 {
-        self.analysis.member_error(member, &unit.form.ranks(rank)).max(1e-12)
+        let ranks = unit.form.ranks(rank);
+        self.analysis.mean_error(unit.parts[member].clone(), |part| self.analysis.member_error(part, &ranks)).max(1e-12)
     }
 
     /// Relative squared error of one member at a rank.

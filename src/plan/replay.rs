@@ -68,7 +68,7 @@ impl Replay {
         let alike = |conv: &Conv| {
             let [out, inputs, kh, kw] = convs[first].shape;
             let equal = !form.scheme.needs_equal_inputs() || conv.shape[1] == inputs;
-            let stored = conv.kind.family() == convs[first].kind.family();
+            let stored = conv.family() == convs[first].family();
             equal && stored && [conv.shape[0], conv.shape[2], conv.shape[3]] == [out, kh, kw]
         };
         if let Some(&other) = members.iter().find(|&&m| form.scheme != Scheme::Separate && !alike(&convs[m])) {
@@ -79,7 +79,16 @@ impl Replay {
             );
             return Err(self.file.wrong(group.scheme.span(), reason));
         }
-        if let Some(&small) = members.iter().find(|&&m| form.unfolding.fit(convs[m].shape) != form.unfolding) {
+        if let Some(&grouped) =
+            members.iter().find(|&&m| form.scheme != Scheme::Separate && convs[m].channel_groups() > 1)
+        {
+            let reason = format!(
+                "'{}' is a grouped convolution, whose groups share nothing: its scheme is separate, not {}",
+                convs[grouped].name, form.scheme
+            );
+            return Err(self.file.wrong(group.scheme.span(), reason));
+        }
+        if let Some(&small) = members.iter().find(|&&m| form.unfolding.fit(convs[m].part_shape()) != form.unfolding) {
             let reason = format!("tucker cuts kernels larger than 1×1, and that of '{}' is not", convs[small].name);
             return Err(self.file.wrong(group.unfolding.span(), reason));
         }

@@ -3,11 +3,12 @@
 use super::profile::Profile;
 use super::{Alternative, GroupPlan, PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
-use crate::factor::{self, ChainForm, Form, Kernels, Ownership, Scheme, Side, Unfolding};
+use crate::factor::{self, ChainForm, Factors, Form, Kernels, Ownership, Scheme, Side, Unfolding};
 use crate::group::Grouping;
-use crate::onnx::Conv;
-use ndarray::{CowArray, Ix4};
+use crate::onnx::{Conv, Storage};
+use ndarray::{Array4, Axis, CowArray, Ix4};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Ranks beyond this many times the alignment are rounded to it: below, a step is too much of the whole.
 const ALIGNED_FROM: usize = 4;
@@ -28,6 +29,8 @@ pub(super) struct Unit {
     /// The chains as they are stored.
     stored: Vec<ChainForm>,
     shapes: Vec<[usize; 4]>,
+    /// For each member its kernels among all.
+    pub(super) parts: Vec<Range<usize>>,
     /// Parameters of the members' kernels.
     pub(super) whole: u64,
     /// Parameters that folding batch norms takes away; none while the members stay whole.
@@ -35,6 +38,8 @@ pub(super) struct Unit {
     /// The largest rank that pays; zero if none does.
     pub(super) max_rank: usize,
     align: usize,
+    /// How factors are stored.
+    storage: Storage,
 }
 
 impl Unit {
@@ -46,16 +51,20 @@ impl Unit {
         options: &PlanOptions,
         calibrated: bool,
     ) -> Self {
-        let shapes: Vec<_> = members.iter().map(|&m| convs[m].shape).collect();
+        let kernels = Members { convs, members: &members };
+        let (shapes, parts) = (kernels.shapes(), kernels.parts().collect());
         let whole = members.iter().map(|&m| convs[m].weights()).sum();
         // Calibration absorbs the mean of the error in the bias, and so gives one to a convolution that has none.
         let added = |c: &Conv| if calibrated && c.gains_bias() { c.shape[0] as i64 } else { 0 };
-        let folded = members.iter().map(|&m| convs[m].folded_parameters() - added(&convs[m])).sum();
+        let gone = |c: &Conv| c.folded_parameters() - added(c) + c.storage.scales() as i64;
+        let folded = members.iter().map(|&m| gone(&convs[m])).sum();
         let (label, role) = (label.0.to_owned(), label.1.to_owned());
         let chains = form.chains();
         let stored = if options.unshare { chains.iter().map(ChainForm::unshared).collect() } else { chains.clone() };
         let align = options.align;
-        let mut unit = Self { label, role, members, form, chains, stored, shapes, whole, folded, max_rank: 0, align };
+        let (max_rank, storage) = (0, members.first().map_or(Storage::Plain, |&m| convs[m].storage));
+        let mut unit =
+            Self { label, role, members, form, chains, stored, shapes, parts, whole, folded, max_rank, align, storage };
         // For a ratio the limit is that of the whole model.
         let free = options.allow_more_macs || matches!(options.policy, RankPolicy::Ratio(_));
         let pays = |rank: usize| {
@@ -116,7 +125,18 @@ impl Unit {
 
     /// Parameters stored at a rank, less those that folding takes away.
     pub(super) fn cost(&self, rank: usize) -> u64 {
-        self.parameters(rank).saturating_add_signed(-self.folded)
+        (self.parameters(rank) + self.scales(rank)).saturating_add_signed(-self.folded)
+    }
+
+    /// Scales stored with quantized factors, those of shared ones counted for each member: a bound.
+    fn scales(&self, rank: usize) -> u64 {
+        let Storage::Quantized { per_channel, .. } = self.storage else { return 0 };
+        let each = self.chains.iter().zip(self.form.ranks(rank)).map(|(chain, rank)| {
+            let cuts = 1 + usize::from(chain.core.is_some());
+            let channels = |shape: &[usize; 4]| if per_channel { cuts * rank + shape[0] } else { cuts + 1 };
+            self.shapes.iter().map(channels).sum::<usize>()
+        });
+        each.sum::<usize>() as u64
     }
 
     /// No chain has a larger rank than what it decomposes: the members' matrices, where they share a factor beside or on top of
@@ -218,19 +238,52 @@ fn last(mut low: usize, mut high: usize, is: impl Fn(usize) -> bool) -> usize {
     low
 }
 
-/// Some of the convolutions as what is decomposed together.
+/// Some of the convolutions as what is decomposed together: each has one kernel, or of a grouped one each group of channels has.
+#[derive(Clone, Copy)]
 pub(crate) struct Members<'c> {
     pub(crate) convs: &'c [Conv],
     pub(crate) members: &'c [usize],
 }
 
+impl<'c> Members<'c> {
+    /// For each member which of all the kernels are its own.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Range<usize>> + use<'c> {
+        self.members.iter().scan(0, move |from, &m| {
+            let own = *from..*from + self.convs[m].channel_groups();
+            *from = own.end;
+            Some(own)
+        })
+    }
+
+    /// `Ŵ` of each member.
+    pub(crate) fn reconstruct<'f>(self, factors: &'f Factors) -> impl Iterator<Item = Array4<f64>> + use<'c, 'f> {
+        self.parts().map(|parts| stacked(parts.map(|part| factors.reconstruct(part))))
+    }
+}
+
+/// Kernels that follow each other in one, as a grouped convolution stores them.
+pub(crate) fn stacked<T: Clone + Default>(parts: impl Iterator<Item = Array4<T>>) -> Array4<T> {
+    let mut parts: Vec<Array4<T>> = parts.collect();
+    match parts.len() {
+        1 => parts.swap_remove(0),
+        _ => {
+            let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+            ndarray::concatenate(Axis(0), &views).unwrap_or_default()
+        }
+    }
+}
+
 impl Kernels for Members<'_> {
     fn shapes(&self) -> Vec<[usize; 4]> {
-        self.members.iter().map(|&m| self.convs[m].shape).collect()
+        let each = self.members.iter().map(|&m| &self.convs[m]);
+        each.flat_map(|c| std::iter::repeat_n(c.part_shape(), c.channel_groups())).collect()
     }
 
     fn kernel(&self, member: usize) -> CowArray<'_, f64, Ix4> {
-        CowArray::from(self.convs[self.members[member]].kernel())
+        let found = self.parts().zip(self.members).find(|(parts, _)| parts.contains(&member));
+        // Nobody asks for more than there are.
+        let kernel = found.map(|(parts, &m)| self.convs[m].part_kernel(member - parts.start));
+        CowArray::from(kernel.unwrap_or_default())
     }
 }
 
@@ -248,7 +301,7 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                 let label = (group.name.as_str(), group.role.as_str());
                 for members in parts(&group.members, form.scheme, convs) {
                     let scheme = if members.len() == 1 { Scheme::Separate } else { form.scheme };
-                    let unfolding = form.unfolding.fit(convs[members[0]].shape);
+                    let unfolding = form.unfolding.fit(convs[members[0]].part_shape());
                     units.push(unit(label, members, scheme.on(unfolding)));
                 }
             }
@@ -268,9 +321,9 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                 };
                 let equal = |members: &[usize], side: usize| {
                     let mut parts: BTreeMap<([usize; 3], String), Vec<usize>> = BTreeMap::new();
-                    for &m in members {
+                    for &m in members.iter().filter(|&&m| convs[m].channel_groups() == 1) {
                         let shape = convs[m].shape;
-                        let like = ([shape[side], shape[2], shape[3]], convs[m].kind.family());
+                        let like = ([shape[side], shape[2], shape[3]], convs[m].family());
                         parts.entry(like).or_default().push(m);
                     }
                     parts.into_values()
@@ -288,7 +341,7 @@ pub(super) fn units(grouping: &Grouping, options: &PlanOptions, calibrated: bool
                 if wide && !alone {
                     continue;
                 }
-                let forms = unfoldings(scheme, convs[members[0]].shape);
+                let forms = unfoldings(scheme, convs[members[0]].part_shape());
                 let forms = forms.filter(|u| !wide || *u == Unfolding::SPATIAL);
                 units.extend(forms.map(|u| unit((label, &role), members.clone(), scheme.on(u))));
             }
@@ -313,12 +366,14 @@ fn unfoldings(scheme: Scheme, shape: [usize; 4]) -> impl Iterator<Item = Unfoldi
 
 /// Members of a group as a scheme can decompose them together.
 fn parts(members: &[usize], scheme: Scheme, convs: &[Conv]) -> Vec<Vec<usize>> {
-    let mut parts: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut parts: BTreeMap<(bool, usize), Vec<usize>> = BTreeMap::new();
     for (at, &member) in members.iter().enumerate() {
         let part = match scheme {
-            Scheme::Separate => at,
-            scheme if scheme.needs_equal_inputs() => convs[member].shape[1],
-            _ => 0,
+            // Its groups of channels have spaces of their own, which nothing else has in common with them.
+            _ if convs[member].channel_groups() > 1 => (true, at),
+            Scheme::Separate => (false, at),
+            scheme if scheme.needs_equal_inputs() => (false, convs[member].shape[1]),
+            _ => (false, 0),
         };
         parts.entry(part).or_default().push(member);
     }

@@ -6,7 +6,7 @@ mod tuning;
 pub use tuning::{Tuning, TuningRow};
 
 pub(crate) use text::percent;
-pub(crate) use text::{blocks, left_alone, table, thousands};
+pub(crate) use text::{blocks, channels, left_alone, table, thousands};
 #[cfg(feature = "verify")]
 pub(crate) use text::{kernels, ranks};
 
@@ -109,6 +109,9 @@ pub struct GroupRow {
     pub members: Vec<String>,
     /// Kernel shapes `[out, in, kh, kw]`, one a member.
     pub kernels: Vec<[usize; 4]>,
+    /// One a member, ONNX's attribute `group`; left out where no member is a grouped convolution.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub channel_groups: Vec<usize>,
     /// Scheme used.
     pub scheme: String,
     /// Whether a factor is stored once for all members.
@@ -142,6 +145,12 @@ impl GroupRow {
 pub(crate) fn json(facts: &impl Serialize) -> String {
     // Strings, numbers and lists cannot fail to serialise.
     serde_json::to_string_pretty(facts).unwrap_or_default() + "\n"
+}
+
+/// Of each convolution how many it is beside each other; nothing if each is one.
+pub(crate) fn channel_groups<'c>(convs: impl Iterator<Item = &'c Conv>) -> Vec<usize> {
+    let each: Vec<usize> = convs.map(Conv::channel_groups).collect();
+    if each.iter().all(|&g| g == 1) { Vec::new() } else { each }
 }
 
 /// The number in a group's name.
@@ -284,6 +293,7 @@ impl Report {
                 role: group.role.clone(),
                 members: convs().map(|c| c.name.clone()).collect(),
                 kernels: convs().map(|c| c.shape).collect(),
+                channel_groups: channel_groups(convs()),
                 scheme: group.form.to_string(),
                 shared: shares(group),
                 ranks: group.ranks.clone(),

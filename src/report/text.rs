@@ -63,11 +63,18 @@ pub(crate) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// `out×in×kh×kw`, the range of `in` where members differ.
+/// `kh×kw in→out`, the range of `in` where members differ.
 pub(crate) fn kernels(rows: &[&GroupRow]) -> String {
-    let all = || rows.iter().flat_map(|r| &r.kernels);
-    let [out, _, kh, kw] = rows[0].kernels[0];
-    format!("{kh}×{kw} {}→{out}", range(all().map(|k| k[1])))
+    let kernels: Vec<[usize; 4]> = rows.iter().flat_map(|r| r.kernels.iter().copied()).collect();
+    channels(&kernels, &rows[0].channel_groups)
+}
+
+/// The same of kernels of one size, with `/g` behind it where they are those of convolutions in g groups of channels.
+pub(crate) fn channels(kernels: &[[usize; 4]], groups: &[usize]) -> String {
+    let groups = groups.first().copied().unwrap_or(1);
+    let [out, _, kh, kw] = kernels[0];
+    let beside = if groups > 1 { format!("/{groups}") } else { String::new() };
+    format!("{kh}×{kw} {}→{out}{beside}", range(kernels.iter().map(|k| k[1] * groups)))
 }
 
 pub(crate) fn ranks(rows: &[&GroupRow]) -> String {

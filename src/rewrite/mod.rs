@@ -4,7 +4,8 @@
 //! ```text
 //! x ─ Conv W ─ y     becomes     x ─ Conv A (kh×1, to r) ─ Conv Bᵢ (1×kw, to out) ─ y
 //! ```
-//! The same of `ConvTranspose`, `Gemm` and `MatMul`, each into several of its own.
+//! The same of `ConvTranspose`, `Gemm` and `MatMul`, each into several of its own; of a grouped `Conv` into grouped ones, r channels
+//! a group between them.
 //! Stride, dilation and pads go, axis by axis, to the factor that slides along that axis. The bias, with a batch norm
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
@@ -12,13 +13,13 @@ mod patch;
 mod prune;
 
 use crate::error::{Error, Result};
-use crate::factor::{self, Factors, Moment};
+use crate::factor::{self, Factor, Factors};
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto,
     type_proto,
 };
-use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, all_see};
+use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
+use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, Sight, all_see};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
@@ -68,11 +69,34 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 }
 
 /// The model that given factors and amends make, and how far the factors are from the kernels.
-pub(crate) fn assemble(model: &Model, plan: &Plan, factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
+pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
+    plan.groups.iter().zip(&mut factors).try_for_each(|(group, factors)| round(plan, group, factors))?;
     let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
     let errors = errors.collect();
     let model = rewritten(model, plan, &factors, &amends)?;
     Ok(Compiled { model, factors, errors, amends })
+}
+
+/// Rounds factors to what the kernels are stored as.
+///
+/// # Errors
+/// [`Error::Numerical`] if a factor exceeds the type.
+pub(crate) fn round(plan: &Plan, group: &GroupPlan, factors: &mut Factors) -> Result<()> {
+    let members = Members { convs: &plan.convs, members: &group.members };
+    let stored = group.members.iter().map(|&m| plan.convs[m].storage).zip(members.parts());
+    for (storage, own) in stored.filter(|(storage, _)| *storage != Storage::Plain) {
+        for factor in factors.chains.iter_mut().flat_map(|chain| &mut chain.factors) {
+            match factor {
+                Factor::Shared(kernel) => storage.round(std::slice::from_mut(kernel)),
+                Factor::Own(kernels) => storage.round(&mut kernels[own.clone()]),
+            }
+        }
+        if !factors.is_finite() {
+            let reason = format!("its factors exceed {}", storage.name().unwrap_or_default());
+            return Err(Error::Numerical { what: group.group.clone(), reason });
+        }
+    }
+    Ok(())
 }
 
 /// The model that given factors and amends make.
@@ -90,7 +114,9 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
             false => shared_names(group, index, factors, &mut namer),
         };
         let parts = Parts { factors, shared, precision, opset };
-        for (at, &member) in group.members.iter().enumerate() {
+        let members = Members { convs: &plan.convs, members: &group.members };
+        for (&member, own) in group.members.iter().zip(members.parts()) {
+            let brings = own.start == 0;
             let conv = &plan.convs[member];
             let fits = |conv: &Conv| {
                 let node = graph.node.get(conv.node);
@@ -103,11 +129,11 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
                 )));
             }
             let bias = amends.biases.get(&member);
-            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (at, at == 0), &mut namer);
+            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (own.clone(), brings), &mut namer);
             for twin in &conv.twins {
                 // What the first has written is read by the others.
                 let parts = Parts { factors, shared: patch.weights.clone(), precision, opset };
-                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (at, false), &mut namer);
+                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (own.clone(), false), &mut namer);
                 patches.insert(twin.node, patch);
             }
             patches.insert(conv.node, patch);
@@ -160,10 +186,12 @@ pub(crate) fn narrowed(
 /// [`Error::Options`] if the parts do not belong together.
 pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
     let members = plan.groups.iter().zip(&compiled.factors).flat_map(|(group, factors)| {
-        group.members.iter().enumerate().map(|(at, &member)| {
+        let kernels = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
+        let each = group.members.iter().zip(kernels).map(|(&member, kernel)| {
             let conv = &plan.convs[member];
-            (conv, factors.reconstruct(at), new_bias(conv, compiled.amends.biases.get(&member)))
-        })
+            (conv, kernel, new_bias(conv, compiled.amends.biases.get(&member)))
+        });
+        each.collect::<Vec<_>>()
     });
     with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, Precision::Single, namer))
 }
@@ -284,33 +312,35 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
                 .map(|solved| solved.0)
         }
     };
-    let factors = factors.map_err(failed)?;
+    let mut factors = factors.map_err(failed)?;
     if !factors.is_finite() {
         return Err(failed("its factors exceed float32".into()));
     }
+    // Biases make up for what rounding does to the mean, too.
+    round(plan, group, &mut factors)?;
     let mut biases = BTreeMap::new();
     let Some(sights) = &plan.sights else { return Ok((factors, biases)) };
-    for (at, &member) in group.members.iter().enumerate() {
-        let conv = &plan.convs[member];
-        biases.extend(shifted_bias(conv, &factors.reconstruct(at), &sights[member].moment).map(|b| (member, b)));
+    for (&member, kernel) in group.members.iter().zip(kernels.reconstruct(&factors)) {
+        biases.extend(shifted_bias(&plan.convs[member], &kernel, &sights[member]).map(|b| (member, b)));
     }
     Ok((factors, biases))
 }
 
 /// The bias that keeps the mean output when a kernel is replaced, `b + (W − Ŵ)ᵀ·E[x]`; none if the bias is computed.
-pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, moment: &Moment) -> Option<Vec<f32>> {
+pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, sight: &Sight) -> Option<Vec<f32>> {
     let bias = conv.effective_bias()?;
-    let shift = factor::respond(&(conv.kernel() - kernel), &moment.mean());
+    let shift = sight.respond(&(conv.kernel() - kernel));
     Some(bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect())
 }
 
 fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {
     let squared = |kernel: &Array4<f64>| kernel.iter().map(|x| x * x).sum::<f64>();
     let (mut lost, mut all) = (0.0, 0.0);
-    for (at, &member) in group.members.iter().enumerate() {
+    let written = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
+    for (&member, written) in group.members.iter().zip(written) {
         let mut kernel = plan.convs[member].kernel();
         all += squared(&kernel);
-        kernel -= &factors.reconstruct(at);
+        kernel -= &written;
         lost += squared(&kernel);
     }
     if all > 0.0 { (lost / all).sqrt() } else { 0.0 }
@@ -334,9 +364,12 @@ fn install(
         .filter_map(|&m| plan.convs[m].batch_norm.as_ref().map(|b| b.node))
         .collect();
     let mut nodes = Vec::with_capacity(graph.node.len() + 2 * patches.len());
+    // What converts factors reads constants alone, and may have readers anywhere.
+    let mut first = Vec::new();
     for (index, node) in graph.node.drain(..).enumerate() {
         match patches.remove(&index) {
             Some(patch) => {
+                first.extend(patch.converting);
                 nodes.extend(patch.nodes);
                 added.extend(patch.initializers);
             }
@@ -344,7 +377,7 @@ fn install(
             None => nodes.push(node),
         }
     }
-    graph.node = nodes;
+    graph.node = first.into_iter().chain(nodes).collect();
     if ir_version < 4 {
         // Before IR version 4 every initializer is also a graph input.
         graph.input.extend(added.iter().map(tensor_input));

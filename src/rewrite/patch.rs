@@ -3,15 +3,18 @@
 use super::new_bias;
 use crate::factor::{Chain, Factor, Factors};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
-use crate::onnx::{Conv, Kind, Namer, Precision, initializer};
-use crate::plan::GroupPlan;
+use crate::onnx::{Conv, Kind, Namer, Precision, Storage, initializer, int8_initializer, quantized};
+use crate::plan::{GroupPlan, stacked};
 use ndarray::Array4;
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What replaces one convolution.
 pub(super) struct Patch {
     /// The nodes, in order, in place of the convolution.
     pub(super) nodes: Vec<NodeProto>,
+    /// Nodes that make factors of what is stored.
+    pub(super) converting: Vec<NodeProto>,
     pub(super) initializers: Vec<TensorProto>,
     /// Names of the factors, by chain and place.
     pub(super) weights: HashMap<(usize, usize), String>,
@@ -63,28 +66,26 @@ pub(super) fn shared_names(
 }
 
 impl Patch {
-    /// The patch of one member, which `brings` shared factors along or not; `given` is its bias, if that is not its own.
+    /// The patch of one member, whose `own` kernels are those of its groups of channels, and which `brings` shared factors along or
+    /// not; `given` is its bias, if that is not its own.
     pub(super) fn new(
         node: &NodeProto,
         conv: &Conv,
         given: Option<&Vec<f32>>,
         parts: &Parts<'_>,
-        (member, brings): (usize, bool),
+        (own, brings): (Range<usize>, bool),
         namer: &mut Namer,
     ) -> Self {
         let Parts { factors, shared, precision, opset } = parts;
         let kind = &conv.kind;
-        let mut patch = Self { nodes: Vec::new(), initializers: Vec::new(), weights: HashMap::new() };
-        let stored = |name: String, kernel: &Array4<f32>| {
-            let (dims, elements) = kind.store(kernel);
-            initializer(name, &dims, elements.into_iter(), *precision)
-        };
-        let own = new_bias(conv, given).map(|values| {
+        let (nodes, converting, initializers) = (Vec::new(), Vec::new(), Vec::new());
+        let mut patch = Self { nodes, converting, initializers, weights: HashMap::new() };
+        let changed = new_bias(conv, given).map(|values| {
             let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
             patch.initializers.push(initializer(name.clone(), &[conv.shape[0]], values.into_iter(), *precision));
             name
         });
-        let bias = own.or_else(|| conv.bias.clone());
+        let bias = changed.or_else(|| conv.bias.clone());
         // A `MatMul` has no place for it.
         let (bias, added) = if *kind == Kind::MatMul { (None, bias) } else { (bias, None) };
         let mut zero: Option<String> = None;
@@ -94,18 +95,18 @@ impl Patch {
             let mut value = conv.input.clone();
             for (f, factor) in chain.factors.iter().enumerate() {
                 let place = place(factors, c, f);
-                let kernel = factor.of(member);
+                let kernel = || stacked(own.clone().map(|part| factor.of(part).clone()));
                 let weight = match shared.get(&(c, f)) {
                     Some(name) => name.clone(),
                     None => {
                         let name = namer.fresh(&format!("{}/jmd_{place}", conv.kernel_name));
-                        patch.initializers.push(stored(name.clone(), kernel));
+                        patch.store(conv, &name, &kernel(), *precision, namer);
                         name
                     }
                 };
                 patch.weights.insert((c, f), weight.clone());
                 if let (Some(name), Factor::Shared(kernel), true) = (shared.get(&(c, f)), factor, brings) {
-                    patch.initializers.push(stored(name.clone(), kernel));
+                    patch.store(conv, name, kernel, *precision, namer);
                 }
                 let last = f + 1 == chain.factors.len();
                 let output = if last && alone {
@@ -128,7 +129,7 @@ impl Patch {
                     name: Some(namer.fresh(&format!("{}/jmd_{place}", conv.name))),
                     op_type: Some(kind.op_type().into()),
                     domain: node.domain.clone(),
-                    attribute: attributes(conv, chain, member, f),
+                    attribute: attributes(conv, chain, own.start, f),
                     ..NodeProto::default()
                 });
                 value = output;
@@ -154,6 +155,53 @@ impl Patch {
         }
         patch
     }
+
+    /// Stores a factor under a name as its kernel was stored; `read` is the type that the operator reads.
+    fn store(&mut self, conv: &Conv, name: &str, kernel: &Array4<f32>, read: Precision, namer: &mut Namer) {
+        let node = (conv.storage != Storage::Plain).then(|| namer.fresh(&format!("{name}_read")));
+        let mut converted = |by: &str, inputs: Vec<String>, attribute: Vec<AttributeProto>| {
+            self.converting.push(NodeProto {
+                input: inputs,
+                output: vec![name.to_owned()],
+                name: node.clone(),
+                op_type: Some(by.into()),
+                attribute,
+                ..NodeProto::default()
+            });
+        };
+        match conv.storage {
+            Storage::Plain => {
+                let (dims, elements) = conv.kind.store(kernel);
+                self.initializers.push(initializer(name.to_owned(), &dims, elements.into_iter(), read));
+            }
+            Storage::Cast(narrow) => {
+                let (dims, elements) = conv.kind.store(kernel);
+                let stored = namer.fresh(&format!("{name}_stored"));
+                converted("Cast", vec![stored.clone()], vec![integer("to", read.data_type() as i64)]);
+                self.initializers.push(initializer(stored, &dims, elements.into_iter(), narrow));
+            }
+            Storage::Quantized { per_channel, .. } => {
+                let (numbers, scales) = quantized(kernel, per_channel);
+                let (dims, elements) = conv.kind.store(&numbers);
+                let stored = namer.fresh(&format!("{name}_quantized"));
+                let scale = namer.fresh(&format!("{name}_scale"));
+                let axis = per_channel.then(|| integer("axis", conv.kind.output_axis() as i64));
+                converted("DequantizeLinear", vec![stored.clone(), scale.clone()], axis.into_iter().collect());
+                self.initializers.push(int8_initializer(stored, &dims, elements.into_iter()));
+                let dims = if per_channel { vec![scales.len()] } else { Vec::new() };
+                self.initializers.push(initializer(scale, &dims, scales.into_iter(), Precision::Single));
+            }
+        }
+    }
+}
+
+fn integer(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
 }
 
 /// The sum of two values of a convolution.
@@ -178,13 +226,7 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
     let window = match &conv.kind {
         Kind::Conv(window) | Kind::ConvTranspose(window) => window,
         Kind::Gemm { transposed } => {
-            let flag = AttributeProto {
-                name: Some("transB".into()),
-                r#type: Some(AttributeType::Int as i32),
-                i: Some(1),
-                ..AttributeProto::default()
-            };
-            return if *transposed { vec![flag] } else { Vec::new() };
+            return if *transposed { vec![integer("transB", 1)] } else { Vec::new() };
         }
         Kind::MatMul => return Vec::new(),
     };
@@ -219,6 +261,9 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
         padding,
         ints("strides", pick(&window.strides, 1)),
     ];
+    if window.groups > 1 {
+        all.push(integer("group", window.groups as i64));
+    }
     if window.output_padding.iter().any(|&p| p > 0) {
         all.push(ints("output_padding", pick(&window.output_padding, 0)));
     }

@@ -150,7 +150,17 @@ impl ModelBuilder {
     }
 
     pub fn named_conv(&mut self, input: &str, output: &str, spec: &ConvSpec) -> String {
-        let inputs = self.channels[input];
+        self.any_conv(input, output, 1, spec)
+    }
+
+    /// A convolution whose channels are dealt to groups.
+    pub fn grouped_conv(&mut self, input: &str, groups: usize, spec: &ConvSpec) -> String {
+        let output = self.fresh("grouped");
+        self.any_conv(input, &output, groups, spec)
+    }
+
+    fn any_conv(&mut self, input: &str, output: &str, groups: usize, spec: &ConvSpec) -> String {
+        let inputs = self.channels[input] / groups;
         let [kh, kw] = spec.kernel;
         let scale = (1.0 / (inputs * kh * kw) as f32).sqrt();
         let weight = self.tensor(&format!("{output}.weight"), &[spec.out, inputs, kh, kw], scale);
@@ -171,6 +181,9 @@ impl ModelBuilder {
                 ..AttributeProto::default()
             }),
             None => attributes.push(ints("pads", &spec.pads)),
+        }
+        if groups > 1 {
+            attributes.push(int("group", groups as i64));
         }
         let reads: Vec<&str> = reads.iter().map(String::as_str).collect();
         self.node("Conv", &reads, output, attributes);
