@@ -168,10 +168,19 @@ def gather(a, x, index):
 def slices(a, x, starts=None, ends=None, axes=None, steps=None):
     listed = lambda value, name: a.get(name) if value is None else value.tolist()
     starts, ends, axes, steps = map(listed, (starts, ends, axes, steps), ("starts", "ends", "axes", "steps"))
-    index = [slice(None)] * x.ndim
     for i, axis in enumerate(axes or range(len(starts))):
-        index[axis] = slice(starts[i], ends[i], steps[i] if steps else 1)
-    return x[tuple(index)]
+        # torch has no steps backwards.
+        picked = range(x.shape[axis])[slice(starts[i], ends[i], steps[i] if steps else 1)]
+        forward = picked.step > 0
+        part = slice(picked.start, picked.stop, picked.step) if forward else torch.tensor(list(picked), dtype=torch.int64)
+        x = x[(slice(None),) * (axis % x.ndim) + (part,)]
+    return x
+
+
+def constant_of_shape(a, shape):
+    value = a.get("value")
+    value = torch.zeros(1) if value is None else torch.from_numpy(numpy_helper.to_array(value).copy())
+    return value.expand(shape.tolist()).clone()
 
 
 def divide(_, x, y):
@@ -186,6 +195,7 @@ OPERATORS = {
     "Conv": conv, "BatchNormalization": batch_norm, "Gemm": gemm, "MaxPool": max_pool, "AveragePool": average_pool,
     "Clip": clip, "ReduceMean": mean, "Softmax": softmax, "Reshape": reshape, "Pad": pad, "Squeeze": squeeze,
     "Unsqueeze": unsqueeze, "Gather": gather, "Slice": slices, "Div": divide, "Cast": cast,
+    "ConstantOfShape": constant_of_shape,
     "MatMul": lambda _, x, y: x @ y,
     "Add": lambda _, x, y: x + y,
     "Sub": lambda _, x, y: x - y,
