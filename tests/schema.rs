@@ -9,7 +9,7 @@ mod json_schema;
 mod support;
 
 use json_schema::Schema;
-use onnx_jmd::{Comparison, Inspection, Report};
+use onnx_jmd::{Comparison, Inspection, Report, TuningReport};
 use serde_json::Value;
 use std::path::PathBuf;
 use support::scene::{Scene, npy};
@@ -83,8 +83,18 @@ fn reports_are_as_their_schema_says() {
         json(&String::from_utf8(nothing.stdout).unwrap()),
         json(&scene.succeeds("odd.onnx out.onnx --ratio 1.5 -q --json -")),
         json(&scene.succeeds("grouped.onnx out.onnx --ratio 1.5 -q --json -")),
+        run("--ratio 1.7 --calib drawn --calib-samples 8 --tune 1epochs --tune-drawn 40 --batch 16"),
     ];
     hold("report-1", &found);
+}
+
+#[test]
+fn tunings_are_as_their_schema_says() {
+    let scene = scene();
+    scene.succeeds("in.onnx small.onnx --ratio 1.7 --calib none -q");
+    let tune = "tune small.onnx out.onnx --teacher in.onnx --tune-drawn 40 --tune 1epochs --batch 16";
+    let run = |arguments: &str| json(&scene.succeeds(&format!("{tune} {arguments} -q --json -")));
+    hold("tuning-1", &[run("--images images.npy --labels labels.npy"), run("")]);
 }
 
 #[test]
@@ -133,6 +143,7 @@ fn reports_of_earlier_days_can_be_read() {
             "report-1" => serde_json::from_value::<Report>(kept.clone()).map(|r| r.to_json()),
             "inspection-1" => serde_json::from_value::<Inspection>(kept.clone()).map(|r| r.to_json()),
             "comparison-1" => serde_json::from_value::<Comparison>(kept.clone()).map(|r| r.to_json()),
+            "tuning-1" => serde_json::from_value::<TuningReport>(kept.clone()).map(|r| r.to_json()),
             // A layout that is written no more.
             _ => continue,
         };

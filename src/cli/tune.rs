@@ -25,7 +25,7 @@ pub(super) struct Tuning {
     pub(super) resume: Option<PathBuf>,
 
     /// Images a step
-    #[arg(long, requires = "tune", value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, requires = "tune", value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 
     /// The highest rate of learning: a step changes each tensor by up to this share of its size

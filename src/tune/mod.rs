@@ -78,12 +78,12 @@ impl Default for TuneOptions {
     fn default() -> Self {
         Self {
             budget: Budget::Time(Duration::from_secs(600)),
-            batch: 64,
-            rate: 0.02,
+            batch: 16,
+            rate: 0.01,
             features: 0.0,
             all: false,
             mirror: true,
-            shift: 0.08,
+            shift: 0.04,
             mix: 0.0,
             seed: 0,
             resume: None,

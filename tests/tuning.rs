@@ -1,0 +1,171 @@
+//! Tuning from the command line: what it keeps, what it refuses, and what an interrupt leaves behind.
+
+mod support;
+
+use onnx_jmd::Model;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::scene::{Scene, fixture, npy};
+use support::{ConvSpec, ModelBuilder, small_resnet};
+
+/// A small network, the same at a ratio by its plain weights, and 60 images.
+fn scene() -> Scene {
+    let scene = Scene::new(&small_resnet(3));
+    let pixels: Vec<u8> = (0..60 * 3 * 32 * 32u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(scene.path("images.npy"), npy("|u1", &[60, 3, 32, 32], &pixels)).unwrap();
+    scene.succeeds("in.onnx small.onnx --ratio 2 --scheme ljsvd --calib none -q");
+    scene
+}
+
+const TUNE: &str = "tune small.onnx out.onnx --teacher in.onnx --calib images.npy --preprocess 0-1";
+
+fn report(scene: &Scene, arguments: &str) -> serde_json::Value {
+    serde_json::from_str(&scene.succeeds(&format!("{arguments} -q --json -"))).unwrap()
+}
+
+#[test]
+fn a_compressed_model_comes_nearer_to_its_teacher_and_stays_as_small() {
+    let scene = scene();
+    let before = report(&scene, "verify in.onnx small.onnx --images images.npy --preprocess 0-1");
+    let found = report(&scene, &format!("{TUNE} --tune 8epochs --batch 8"));
+    let after = report(&scene, "verify in.onnx out.onnx --images images.npy --preprocess 0-1");
+    let error = |report: &serde_json::Value| report["approximation"]["relative_error"].as_f64().unwrap();
+    assert!(error(&after) < 0.5 * error(&before), "{} {}", error(&before), error(&after));
+    assert!(found["tuning"]["kept"].as_u64().unwrap() > 0);
+    assert!(found["verification"]["rewrite_error"].as_f64().unwrap() < 1e-4);
+    // What was shared is shared still, and only what the teacher does not have has moved.
+    let [teacher, small, out] = ["in.onnx", "small.onnx", "out.onnx"].map(|n| Model::open(scene.path(n)).unwrap());
+    assert_eq!(out.parameters(), small.parameters());
+    let tensors = |model: &Model| {
+        let graph = support::decode(&model.to_bytes()).graph.unwrap();
+        graph.initializer.into_iter().map(|t| (t.name().to_owned(), t)).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (teacher, small, out) = (tensors(&teacher), tensors(&small), tensors(&out));
+    assert!(out.keys().eq(small.keys()));
+    let moved: Vec<&String> = out.iter().filter(|(name, t)| small[*name] != **t).map(|(name, _)| name).collect();
+    assert!(!moved.is_empty() && moved.iter().all(|name| !teacher.contains_key(*name)), "{moved:?}");
+}
+
+#[test]
+fn passes_give_the_same_bytes_on_any_number_of_threads_and_after_an_interruption() {
+    let scene = scene();
+    let run = |out: &str, more: &str| {
+        let tune = TUNE.replace("out.onnx", out);
+        scene.succeeds(&format!("{tune} --tune 3epochs --batch 8 --seed 4 -q {more}"));
+        scene.read(out)
+    };
+    let once = run("a.onnx", "--threads 1");
+    assert!(once == run("b.onnx", "--threads 3"));
+    assert!(once != run("c.onnx", "--seed 5"));
+    // The state is that after the last look: going on from it leaves nothing to do.
+    assert!(once == run("d.onnx", "--resume state"));
+    let said = scene.run(&format!("{TUNE} --tune 3epochs --batch 8 --seed 4 --resume state"));
+    assert!(String::from_utf8_lossy(&said.stderr).contains("going on after step"));
+    assert!(once == scene.read("out.onnx"));
+    // It is of this run alone.
+    let refused = scene.fails(&format!("{TUNE} --tune 3epochs --batch 4 --seed 4 --resume state"), 14);
+    assert!(refused.contains("state") && refused.contains("another run"), "{refused}");
+    std::fs::write(scene.path("state"), b"no state").unwrap();
+    let refused = scene.fails(&format!("{TUNE} --tune 3epochs --batch 8 --seed 4 --resume state"), 14);
+    assert!(refused.contains("damaged"), "{refused}");
+}
+
+#[test]
+fn compression_and_tuning_in_one_run() {
+    let scene = Scene::new(&small_resnet(3));
+    let pixels: Vec<u8> = (0..60 * 3 * 32 * 32u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(scene.path("images.npy"), npy("|u1", &[60, 3, 32, 32], &pixels)).unwrap();
+    let arguments = "in.onnx out.onnx --ratio 2 --calib images.npy --preprocess 0-1";
+    let untuned = report(&scene, arguments);
+    let tuned = report(&scene, &format!("{arguments} --tune 4epochs --batch 8"));
+    assert!(untuned["tuning"].is_null());
+    let curve = tuned["tuning"]["curve"].as_array().unwrap();
+    let kept = &curve[tuned["tuning"]["kept"].as_u64().unwrap() as usize];
+    assert!(kept["held_out_loss"].as_f64().unwrap() <= curve[0]["held_out_loss"].as_f64().unwrap());
+    assert_eq!(tuned["tuning"]["held_out"], 6);
+    assert_eq!(tuned["calibration"]["samples"], 54);
+    assert_eq!(tuned["totals"]["parameters"]["after"], untuned["totals"]["parameters"]["after"]);
+    // The output says what it was made from: tuning is a part of it.
+    scene.succeeds(&format!("{arguments} --tune 4epochs --batch 8 --check -q"));
+    scene.fails(&format!("{arguments} --tune 5epochs --batch 8 --check"), 12);
+    scene.fails(&format!("{arguments} --check"), 12);
+}
+
+#[test]
+fn what_cannot_be_tuned_is_refused_in_a_sentence() {
+    let scene = scene();
+    let fails = |arguments: &str, code: i32, says: &[&str]| {
+        let said = scene.fails(arguments, code);
+        assert!(said.lines().count() == 1 && says.iter().all(|part| said.contains(part)), "{arguments}: {said}");
+        assert!(!scene.path("out.onnx").exists());
+    };
+    let quiet = format!("{TUNE} -q");
+    fails(&format!("{quiet} --tune 0s"), 2, &["0s"]);
+    fails(&format!("{quiet} --tune 5 -q"), 2, &["90s, 10m"]);
+    fails(&format!("{quiet} --tune-rate 0"), 2, &["--tune-rate"]);
+    fails(&format!("{quiet} --tune-shift 2"), 2, &["--tune-shift"]);
+    fails(&quiet.replace("small.onnx", "in.onnx"), 14, &["weights", "--tune-all"]);
+    // Another teacher.
+    let mut other = ModelBuilder::new(&[1, 3, 32, 32], 3);
+    let y = other.conv("image", &ConvSpec::new(4, 3));
+    std::fs::write(scene.path("other.onnx"), other.build(&[&y])).unwrap();
+    fails(&quiet.replace("--teacher in.onnx", "--teacher other.onnx"), 14, &["teacher", "is it the right teacher?"]);
+    let mut other = ModelBuilder::new(&[1, 3, 16, 16], 3);
+    let y = other.conv("image", &ConvSpec::new(4, 3));
+    std::fs::write(scene.path("other.onnx"), other.build(&[&y])).unwrap();
+    fails(&quiet.replace("--teacher in.onnx", "--teacher other.onnx"), 14, &["reads", "is it the right teacher?"]);
+    // Few images.
+    std::fs::write(scene.path("few.npy"), npy("|u1", &[9, 3, 32, 32], &vec![7; 9 * 3 * 32 * 32])).unwrap();
+    fails(&quiet.replace("images.npy", "few.npy"), 14, &["too few", "at least 20"]);
+    // Options that ask for tuning without it.
+    fails("in.onnx out.onnx --ratio 2 --batch 8", 2, &["--tune"]);
+    fails("in.onnx out.onnx --ratio 2 --tune 1epochs --no-verify -q", 2, &["--no-verify"]);
+}
+
+#[test]
+fn if_it_does_not_help_the_model_is_as_it_was_bit_for_bit() {
+    let scene = scene();
+    // A rate at which nothing is learned, in a single step.
+    let said = scene.succeeds(&format!("{TUNE} --tune 1epochs --batch 54 --tune-rate 1"));
+    assert!(said.contains("tuning did not help"), "{said}");
+    assert!(scene.read("out.onnx") == scene.read("small.onnx"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_it_with_the_best_so_far() {
+    let scene = scene();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"))
+        .args(TUNE.split(' '))
+        .args(["--tune", "1h", "--batch", "4"])
+        .current_dir(scene.path(""))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once the first look is past.
+    let stderr = child.stderr.take().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(stderr));
+    lines.by_ref().map_while(Result::ok).find(|line| line.contains("epoch 1.")).unwrap();
+    let asked = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(asked.success());
+    let begun = Instant::now();
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    let output = child.wait_with_output().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert!(output.status.success(), "{said:?}");
+    assert!(said.iter().any(|line| line.contains("the best model so far")), "{said:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("stopped early"));
+    assert!(Model::open(scene.path("out.onnx")).is_ok());
+}
+
+#[test]
+fn the_models_at_hand_are_computed_as_tract_does() {
+    // Building the trainable view compares every value; one pass over few images shows that all of it can be trained.
+    let scene = scene();
+    let teacher = fixture("fashion-resnet.onnx");
+    scene.succeeds(&format!("{teacher} fashion.onnx --ratio 8 --calib none -q"));
+    let tune = format!("tune fashion.onnx out.onnx --teacher {teacher} --tune-drawn 30 --tune 1epochs --tune-all");
+    let found = report(&scene, &tune);
+    assert!(found["verification"]["rewrite_error"].as_f64().unwrap() < 1e-4);
+}
