@@ -5,7 +5,7 @@ use crate::compare::{Scorer, draw};
 use crate::distil::Taught;
 use crate::error::{Error, Result};
 use crate::group::{Grouping, find_groups};
-use crate::images::Samples;
+use crate::images::{Images, Samples};
 use crate::make::{Made, make};
 use crate::onnx::Model;
 use crate::options::Options;
@@ -14,10 +14,10 @@ use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
 use crate::report::{Change, Report, Tuning};
-use crate::rewrite::narrowed;
+use crate::rewrite::{Compiled, narrowed};
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
 #[cfg(feature = "tune")]
-use crate::tune::tuned;
+use crate::tune::{Tuned, tuned};
 use crate::verify::verify;
 use std::collections::BTreeMap;
 
@@ -56,11 +56,9 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         grouping.skipped.len()
     ));
     let shapes = &options.groups.input_shapes;
-    let scored = match &options.images {
-        // Before any work, as they may not fit.
-        Some(images) => Some(images.fit(model, &named(&fixed(model, shapes)?), None)?),
-        None => None,
-    };
+    // Before any work, as they may not fit.
+    let fit = |images: &Images| images.fit(model, &named(&fixed(model, shapes)?), None);
+    let scored = options.images.as_ref().map(fit).transpose()?;
     scored.iter().filter_map(|samples| samples.assumed()).for_each(|line| progress.say(line));
     let unchanged = |reason| {
         let report = Report::untouched(model, &grouping, &options.plan);
@@ -100,14 +98,9 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     #[cfg(feature = "tune")]
     let (mut verified, mut written, mut compiled, mut tuning) = (verified, written, compiled, tuning);
     #[cfg(feature = "tune")]
-    if let (Some(tutoring), Some(how), Some(smaller), Some(compiled)) =
-        (&options.tuning, &options.verify, &mut written, &mut compiled)
+    if let (Some(smaller), Some(compiled)) = (&mut written, &mut compiled)
+        && let Some((done, taught)) = taught(model, smaller, &compiled.model, options, &progress)?
     {
-        progress.stage("tuning", "tuning: the original teaches what was decomposed");
-        let shapes = &options.groups.input_shapes;
-        let done = tuned(model, &compiled.model, &tutoring.images, shapes, &tutoring.options, &progress)?;
-        progress.stage("verifying", "verifying with tract again");
-        let taught = Taught::new(smaller, model, &done, how)?;
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
         tuning = Some(done.tuning);
     }
@@ -147,22 +140,52 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     }
     if let Some(pictures) = &mut pictures {
         progress.stage("drawing", "following the error through the network");
-        pictures.diagrams = Diagram::all(model, &grouping, &made.plan, &compiled);
-        let followed = traced(options, model, scored.as_ref())
-            .and_then(|(feeds, what)| Ok((trace(model, &made.plan, &compiled.model, &feeds, shapes)?, what)));
-        match followed {
-            Ok((rows, what)) => (pictures.trace, pictures.traced) = (rows, what),
-            // The page is no less without it.
-            Err(reason) => report.notes.push(format!("the error was not followed through the network: {reason}")),
-        }
-        let ratio = report.totals.parameters.ratio;
-        pictures.curve.extend(report.score.map(|score| CurvePoint { ratio, score }));
-        pictures.curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+        illustrate(pictures, (model, &grouping, &made.plan, &compiled), options, scored.as_ref(), &mut report);
     }
     report.timings = progress.timings();
     remark(original, options, &mut report);
     options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// Fills in the pictures what follows from running the models.
+fn illustrate(
+    pictures: &mut Pictures,
+    (model, grouping, plan, compiled): (&Model, &Grouping, &Plan, &Compiled),
+    options: &Options,
+    images: Option<&Samples>,
+    report: &mut Report,
+) {
+    pictures.diagrams = Diagram::all(model, grouping, plan, compiled);
+    let followed = traced(options, model, images).and_then(|(feeds, what)| {
+        Ok((trace(model, plan, &compiled.model, &feeds, &options.groups.input_shapes)?, what))
+    });
+    match followed {
+        Ok((rows, what)) => (pictures.trace, pictures.traced) = (rows, what),
+        // The page is no less without it.
+        Err(reason) => report.notes.push(format!("the error was not followed through the network: {reason}")),
+    }
+    let ratio = report.totals.parameters.ratio;
+    pictures.curve.extend(report.score.map(|score| CurvePoint { ratio, score }));
+    pictures.curve.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+}
+
+/// The smaller model after its tuning, if that was asked for.
+#[cfg(feature = "tune")]
+fn taught(
+    model: &Model,
+    written: &Model,
+    smaller: &Model,
+    options: &Options,
+    progress: &Progress<'_>,
+) -> Result<Option<(Tuned, Taught)>> {
+    let Some((tutoring, how)) = options.tuning.as_ref().zip(options.verify.as_ref()) else { return Ok(None) };
+    progress.stage("tuning", "tuning: the original teaches what was decomposed");
+    let shapes = &options.groups.input_shapes;
+    let done = tuned(model, smaller, &tutoring.images, shapes, &tutoring.options, progress)?;
+    progress.stage("verifying", "verifying with tract again");
+    let taught = Taught::new(written, model, &done, how)?;
+    Ok(Some((done, taught)))
 }
 
 /// What [`make`] gives, by plain weights if nobody asked for the calibration that fails; why, if so.

@@ -65,7 +65,7 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
     for path in entries {
         if path.is_dir() {
             sources(&path, found);
-        } else {
+        } else if path.file_name() != Some("tests.rs".as_ref()) {
             let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap().to_owned();
             // Tests at the end of a file may look anywhere.
             let text = std::fs::read_to_string(&path).unwrap();

@@ -27,6 +27,10 @@ fn hold(name: &str, found: &[Value]) {
         schema.check(value).unwrap_or_else(|reason| panic!("{name}: {reason}"));
     }
     for (property, _) in schema.properties() {
+        // Tuned models are run as a whole.
+        if (name, property.as_str()) == ("tuning-1", "verification.parts") {
+            continue;
+        }
         assert!(schema.met.contains(&property), "{name}: no run has a value for {property}");
     }
     sample(name, &found[0]);
@@ -92,7 +96,7 @@ fn reports_are_as_their_schema_says() {
 fn tunings_are_as_their_schema_says() {
     let scene = scene();
     scene.succeeds("in.onnx small.onnx --ratio 1.7 --calib none -q");
-    let tune = "tune small.onnx out.onnx --teacher in.onnx --tune-drawn 40 --tune 1epochs --batch 16";
+    let tune = "tune small.onnx out.onnx --teacher in.onnx --calib drawn --tune-drawn 40 --tune 1epochs --batch 16";
     let run = |arguments: &str| json(&scene.succeeds(&format!("{tune} {arguments} -q --json -")));
     hold("tuning-1", &[run("--images images.npy --labels labels.npy"), run("")]);
 }

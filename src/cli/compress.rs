@@ -359,7 +359,10 @@ impl Compress {
                 images: self.tuning.images(shown.as_deref(), self.verification.seed, &preprocessing)?,
                 options: self.tuning.options(budget, !self.no_mirror, self.verification.seed)?,
             }),
-            None => None,
+            None => {
+                self.tuning.refuse()?;
+                None
+            }
         };
         if self.cache.is_some() && calibration.is_none() {
             return Err(Error::Options("--cache needs calibration: leave out --calib none, or give --calib".into()));

@@ -2,7 +2,7 @@
 
 use super::shared::{Accuracy, Output, Pixels, Verification};
 use clap::Args;
-use onnx_jmd::{Budget, Distillation, Images, Preprocessing, Result, Stop, TuneOptions};
+use onnx_jmd::{Budget, Distillation, Error, Images, Preprocessing, Result, Stop, TuneOptions};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -12,40 +12,59 @@ use std::time::Duration;
 #[command(next_help_heading = "Tuning")]
 pub(super) struct Tuning {
     /// Train every weight, not only what was decomposed or refitted
-    #[arg(long, requires = "tune")]
+    #[arg(long)]
     tune_all: bool,
 
     /// Show N pictures drawn by chance beside the images
-    #[arg(long, requires = "tune", value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0)]
     tune_drawn: u32,
 
     /// Keep the state of tuning in this file after every look at held-out images, and go on from there if it holds one of the same
     /// run: after an interrupt, or with a longer time
-    #[arg(long, requires = "tune", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub(super) resume: Option<PathBuf>,
 
     /// Images a step
-    #[arg(long, requires = "tune", value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 
     /// The highest rate of learning: a step changes each tensor by up to this share of its size
-    #[arg(long, requires = "tune", value_name = "RATE", default_value_t = TuneOptions::default().rate)]
+    #[arg(long, value_name = "RATE", default_value_t = TuneOptions::default().rate)]
     tune_rate: f32,
 
     /// Weight of what the blocks of the network give beside its outputs; 0 for the outputs alone
-    #[arg(long, requires = "tune", value_name = "W", default_value_t = TuneOptions::default().features)]
+    #[arg(long, value_name = "W", default_value_t = TuneOptions::default().features)]
     tune_features: f32,
 
     /// Largest shift of an image, as a share of its side
-    #[arg(long, requires = "tune", value_name = "SHARE", default_value_t = TuneOptions::default().shift)]
+    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().shift)]
     tune_shift: f32,
 
     /// Share of images that are mixed with another one
-    #[arg(long, requires = "tune", value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
+    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
     tune_mix: f32,
 }
 
 impl Tuning {
+    /// Refuses options of tuning where there is none.
+    pub(super) fn refuse(&self) -> Result<()> {
+        let usual = TuneOptions::default();
+        let given = [
+            ("--tune-all", self.tune_all),
+            ("--tune-drawn", self.tune_drawn > 0),
+            ("--resume", self.resume.is_some()),
+            ("--batch", self.batch as usize != usual.batch),
+            ("--tune-rate", self.tune_rate != usual.rate),
+            ("--tune-features", self.tune_features != usual.features),
+            ("--tune-shift", self.tune_shift != usual.shift),
+            ("--tune-mix", self.tune_mix != usual.mix),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((name, _)) => Err(Error::Options(format!("{name} needs --tune, which says how long"))),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn options(&self, budget: Budget, mirror: bool, seed: u64) -> Result<TuneOptions> {
         let options = TuneOptions {
             budget,
@@ -126,8 +145,9 @@ pub(super) struct Tune {
     #[arg(long, value_name = "TIME|Nepochs", value_parser = budget, default_value = "10m")]
     tune: Budget,
 
-    /// What is shown: a folder of pictures, a .npy, a .npz or ONNX tensors; pictures drawn by chance if it is left out
-    #[arg(long, value_name = "PATH")]
+    /// What is shown: a folder of pictures, a .npy, a .npz or ONNX tensors; pictures drawn by chance with `drawn`, or if it is left
+    /// out
+    #[arg(long, value_name = "PATH|drawn")]
     calib: Option<PathBuf>,
 
     /// Do not show mirror images: for models that tell left from right, as of text or digits
@@ -171,16 +191,17 @@ pub struct TuneJob {
 
 impl Tune {
     pub(super) fn job(self) -> Result<TuneJob> {
+        let calib = self.calib.filter(|path| path.as_os_str() != "drawn");
         let seed = self.verification.seed;
         let preprocessing = self.pixels.preprocessing();
         let distillation = Distillation {
             tune: self.tuning.options(self.tune, !self.no_mirror, seed)?,
-            images: self.tuning.images(self.calib.as_deref(), seed, &preprocessing)?,
+            images: self.tuning.images(calib.as_deref(), seed, &preprocessing)?,
             verify: self.verification.options(self.verification.shapes.input_shape.clone()),
             scored: self.accuracy.open(&preprocessing)?,
             gates: self.verification.gates(),
         };
-        let read = self.accuracy.paths().chain(self.calib).collect();
+        let read = self.accuracy.paths().chain(calib).collect();
         let resume = self.tuning.resume;
         let Self { student, teacher, model_output, output, .. } = self;
         Ok(TuneJob { student, teacher, model_output, read, resume, distillation, output })

@@ -22,7 +22,8 @@ mod views;
 
 use crate::error::{Error, Result};
 use crate::images::Images;
-use crate::onnx::{InputShape, Model, read_floats};
+use crate::onnx::proto::NodeProto;
+use crate::onnx::{Graph, InputShape, Model, Use, is_standard, read_floats};
 use crate::progress::Progress;
 use crate::report::Tuning;
 use crate::runtime::{Feed, Input, inputs};
@@ -150,8 +151,8 @@ impl Tuned {
     /// The first tensor that was trained to what its type in a model, which is now in float32, does not hold.
     pub(crate) fn overflow(&self, model: &Model) -> Option<String> {
         let held = floats(model);
-        let names = self.tape.parameters().iter().map(|p| &p.name);
-        names.filter(|n| held.get(*n).is_some_and(|h| h.iter().any(|x| !x.is_finite()))).cloned().next()
+        let mut names = self.tape.parameters().iter().map(|p| &p.name);
+        names.find(|n| held.get(*n).is_some_and(|h| h.iter().any(|x| !x.is_finite()))).cloned()
     }
 
     /// The outputs that were tuned for, as the trainable view computes them with the values that a model holds now.
@@ -190,7 +191,7 @@ pub(crate) fn tuned(
     options.check()?;
     let fed = inputs(teacher, input_shapes)?;
     check_teacher(teacher, student, &fed, &inputs(student, input_shapes)?)?;
-    let trained = trainable(teacher, student, options.all);
+    let trained = trainable(teacher, student, options.all)?;
     if trained.is_empty() {
         let reason = "the smaller model holds no weights that its teacher does not: give --tune-all to train them all";
         return Err(Error::Tuning(reason.into()));
@@ -255,15 +256,35 @@ fn floats(model: &Model) -> BTreeMap<String, ArrayD<f32>> {
     tensors.filter_map(|t| Some((t.name().to_owned(), read_floats(t)?))).collect()
 }
 
-/// Float initializers of the student that the teacher does not have, or all that have more than one element.
-fn trainable(teacher: &Model, student: &Model, all: bool) -> HashSet<String> {
+/// Float initializers of the student that the teacher does not have, or all, as far as every reader can be differentiated by them.
+///
+/// # Errors
+/// Those of a damaged graph.
+fn trainable(teacher: &Model, student: &Model, all: bool) -> Result<HashSet<String>> {
     let theirs = floats(teacher);
+    let graph = Graph::new(student)?;
+    let learns = |each: &Use| match *each {
+        Use::Node(node, position) => !graph.is_live(node) || is_weight(&graph.nodes()[node], position),
+        Use::Captured(_) | Use::Output => false,
+    };
     let own = floats(student).into_iter();
-    let wanted = own.filter(|(name, values)| match all {
-        true => values.len() > 1,
-        false => theirs.get(name) != Some(values),
+    let wanted = own.filter(|(name, values)| {
+        let uses = graph.uses(name);
+        let asked = if all { values.len() > 1 } else { theirs.get(name) != Some(values) };
+        asked && graph.constant(name).is_some() && !uses.is_empty() && uses.iter().all(learns)
     });
-    wanted.map(|(name, _)| name).collect()
+    Ok(wanted.map(|(name, _)| name).collect())
+}
+
+/// Whether an input of a node is what training changes: kernels, matrices, biases, scales.
+fn is_weight(node: &NodeProto, position: usize) -> bool {
+    is_standard(node)
+        && match node.op_type() {
+            "Conv" | "ConvTranspose" | "Gemm" | "BatchNormalization" => matches!(position, 1 | 2),
+            "MatMul" => position == 1,
+            "Add" | "Sub" | "Mul" | "Div" => true,
+            _ => false,
+        }
 }
 
 #[cfg(test)]

@@ -206,7 +206,7 @@ impl Tape {
             let largest = theirs.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let apart =
                 ours.iter().zip(theirs).fold(0.0f32, |m, (a, b)| if (a - b).abs() <= m { m } else { (a - b).abs() });
-            if !(apart <= TOLERANCE * largest.max(1e-3)) {
+            if apart.is_nan() || apart > TOLERANCE * largest.max(1e-3) {
                 return Err(Error::Tuning(format!(
                     "node '{}': the trainable view gives other values than tract (they differ by {apart:.1e} of {largest:.1e}): \
                      leave out --tune, and report this model",
