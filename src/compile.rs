@@ -49,12 +49,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     let model = wide.as_ref().unwrap_or(original);
     progress.stage("matching", "finding repeated convolutions");
     let grouping = find_groups(model, &options.groups)?;
-    progress.say(&format!(
-        "{} convolutions in {} groups, {} skipped",
-        grouping.convs.len(),
-        grouping.groups.len(),
-        grouping.skipped.len()
-    ));
+    let (convs, groups, skipped) = (grouping.convs.len(), grouping.groups.len(), grouping.skipped.len());
+    progress.say(&format!("{convs} convolutions in {groups} groups, {skipped} skipped"));
     let shapes = &options.groups.input_shapes;
     // Before any work, as they may not fit.
     let fit = |images: &Images| images.fit(model, &named(&fixed(model, shapes)?), None);
