@@ -178,8 +178,41 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
     analysis: &Analysis,
 ) -> Result<(Factors, Vec<f64>), String> {
     let shapes = kernels.shapes();
-    let targets: Vec<Target> =
+    let mut targets: Vec<Target> =
         (0..shapes.len()).map(|i| Target::of_kernel(&chains[0], kernels.kernel(i).view(), &seen[i])).collect();
+    let mut terms =
+        stiffening(&mut targets, |targets| fitted(chains, kernels, seen, ranks, sweeps, analysis, targets))?;
+    let errors = (0..shapes.len()).map(|i| error(&terms, i, &targets[i])).collect();
+    terms.iter_mut().try_for_each(normalize)?;
+    let chains = terms.iter().map(|t| chain(t, &shapes, &|member, kernel| seen[member].unweigh(kernel)));
+    Ok((Factors { chains: chains.collect() }, errors))
+}
+
+/// Times that a fit is tried anew.
+const STIFFER: usize = 4;
+
+/// A fit, tried anew with a stiffer `Σ` if its equations are not positive.
+fn stiffening<T>(targets: &mut [Target], fit: impl Fn(&[Target]) -> Result<T, String>) -> Result<T, String> {
+    for _ in 0..STIFFER {
+        if let Ok(found) = fit(targets) {
+            return Ok(found);
+        }
+        targets.iter_mut().for_each(Target::stiffen);
+    }
+    fit(targets)
+}
+
+/// The chains, each from its basis and fitted to what those before leave, then in turns.
+fn fitted<K: Kernels + ?Sized>(
+    chains: &[ChainForm],
+    kernels: &K,
+    seen: &[Seen<'_>],
+    ranks: &[usize],
+    sweeps: usize,
+    analysis: &Analysis,
+    targets: &[Target],
+) -> Result<Vec<Term>, String> {
+    let count = seen.len();
     let mut terms: Vec<Term> = Vec::new();
     for (c, (form, &rank)) in chains.iter().zip(ranks).enumerate() {
         let bases = analysis.leading(c, rank)?;
@@ -189,26 +222,23 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
                 let b: Vec<_> = bases.iter().map(|v| v.t().to_owned()).collect();
                 // Without the cross terms between offsets the best first factor is the projection.
                 let matrix = |i: usize| form.unfolding.unfold(seen[i].weigh(kernels.kernel(i).view()).view());
-                ((0..shapes.len()).map(|i| matrix(i).dot(&bases[0])).collect(), b)
+                ((0..count).map(|i| matrix(i).dot(&bases[0])).collect(), b)
             }
         };
         terms.push(Term { form: *form, a, b, cuts: Vec::new(), rank });
         if form.basis_side() == Side::First {
-            solve_last(&mut terms, c, &targets, true)?;
+            solve_last(&mut terms, c, targets, true)?;
         } else if c > 0 {
-            solve_first(&mut terms, c, &targets)?;
+            solve_first(&mut terms, c, targets)?;
         }
     }
     for _ in 0..sweeps {
         for c in 0..terms.len() {
-            solve_first(&mut terms, c, &targets)?;
-            solve_last(&mut terms, c, &targets, true)?;
+            solve_first(&mut terms, c, targets)?;
+            solve_last(&mut terms, c, targets, true)?;
         }
     }
-    let errors = (0..shapes.len()).map(|i| error(&terms, i, &targets[i])).collect();
-    terms.iter_mut().try_for_each(normalize)?;
-    let chains = terms.iter().map(|t| chain(t, &shapes, &|member, kernel| seen[member].unweigh(kernel)));
-    Ok((Factors { chains: chains.collect() }, errors))
+    Ok(terms)
 }
 
 /// What factors that are there already are fitted to: outputs, on the inputs that the moments were taken with.
@@ -269,16 +299,22 @@ impl<'s> Refit<'s> {
     /// # Errors
     /// A reason if a system of equations is not positive.
     pub fn improve(&mut self, sweeps: usize, shared: bool) -> Result<(), String> {
-        for _ in 0..sweeps {
-            for (c, form) in self.chains.iter().enumerate() {
-                if form.first == Ownership::Own || shared {
-                    solve_first(&mut self.terms, c, &self.targets)?;
-                }
-                if form.rest() == Ownership::Own || shared {
-                    solve_last(&mut self.terms, c, &self.targets, shared)?;
+        let Self { chains, targets, terms, .. } = self;
+        let from = terms.clone();
+        *terms = stiffening(targets, |targets| {
+            let mut terms = from.clone();
+            for _ in 0..sweeps {
+                for (c, form) in chains.iter().enumerate() {
+                    if form.first == Ownership::Own || shared {
+                        solve_first(&mut terms, c, targets)?;
+                    }
+                    if form.rest() == Ownership::Own || shared {
+                        solve_last(&mut terms, c, targets, shared)?;
+                    }
                 }
             }
-        }
+            Ok(terms)
+        })?;
         Ok(())
     }
 
@@ -344,4 +380,25 @@ pub fn refit_dense(weight: &Array2<f64>, moment: &Moment, ridge: f64) -> Result<
 fn error(terms: &[Term], member: usize, target: &Target) -> f64 {
     let chains: Vec<_> = terms.iter().map(|t| t.of(member)).collect();
     target.error(&chains)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factor::{Form, Scheme};
+
+    /// Rounding has left the covariance of two channels that are nearly one a negative eigenvalue, beyond the ridge.
+    #[test]
+    fn equations_that_rounding_spoils_are_solved_on_a_stiffer_covariance() {
+        let moment = Moment::from_stored((100.0, vec![0.0, 0.0], vec![100.0, 100.1, 100.0])).unwrap();
+        let form = Form::from(Scheme::Separate).chains()[0];
+        let mut targets = vec![Target::of_kernel(&form, Array4::ones((3, 2, 1, 1)).view(), &Seen::from(&moment))];
+        let sound = |targets: &[Target]| Positive::new(&targets[0].mean_block(), 0.0).map(|_| ());
+        assert!(sound(&targets).is_err());
+        stiffening(&mut targets, sound).unwrap();
+        let whole = targets[0].mean_block();
+        // No stiffer than it takes: `1e-3` of the variance, of which `1e-5` was there.
+        assert!(whole[[0, 0]] > 1.0 && whole[[0, 0]] < 1.02, "{whole}");
+        assert!(stiffening(&mut targets, |_| Err::<(), _>("never".to_owned())).is_err());
+    }
 }

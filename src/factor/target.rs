@@ -78,6 +78,8 @@ pub(super) struct Target {
     metric: Array2<f64>,
     /// `C: (offsets·rows) × out`.
     pub(super) product: Array2<f64>,
+    /// What was added to its diagonal.
+    ridge: f64,
     /// `E ‖y‖²`, centred.
     energy: f64,
     rows: usize,
@@ -91,7 +93,7 @@ impl Target {
         let shape: [usize; 4] = kernel.dim().into();
         let metric = regular(seen.moment, &order(form, shape));
         let stacked = stacked(form.unfolding.unfold(kernel.view()).view(), shape[0]);
-        let product = product(metric.view(), stacked.view());
+        let product = product(metric.0.view(), stacked.view());
         let energy = (&stacked * &product).sum();
         Self::new(form, shape, metric, product, energy)
     }
@@ -117,9 +119,23 @@ impl Target {
         };
     }
 
-    fn new(form: &ChainForm, shape: [usize; 4], metric: Array2<f64>, product: Array2<f64>, energy: f64) -> Self {
+    fn new(
+        form: &ChainForm,
+        shape: [usize; 4],
+        (metric, ridge): (Array2<f64>, f64),
+        product: Array2<f64>,
+        energy: f64,
+    ) -> Self {
         let rows = form.unfolding.matrix_shape(shape).0;
-        Self { metric, product, energy, rows, preconditioner: OnceLock::new() }
+        Self { metric, product, ridge, energy, rows, preconditioner: OnceLock::new() }
+    }
+
+    /// Ten times as much on the diagonal of `Σ`: where inputs hardly vary, rounding may leave more there than the ridge, and
+    /// factors that grow in such directions leave equations that are not positive.
+    pub(super) fn stiffen(&mut self) {
+        self.metric.diag_mut().mapv_inplace(|d| d + 9.0 * self.ridge);
+        self.ridge *= 10.0;
+        self.preconditioner = OnceLock::new();
     }
 
     pub(super) fn offsets(&self) -> usize {
@@ -187,8 +203,8 @@ impl Target {
 }
 
 /// `Σ + ridge·mean(diag Σ)·I`: what inputs never do decides next to nothing, and nothing is divided by zero. Of rows hardly more
-/// than columns, rounding may leave more than the ridge: then it grows.
-fn regular(moment: &Moment, order: &[usize]) -> Array2<f64> {
+/// than columns, rounding may leave more than the ridge: then it grows. With what was added.
+fn regular(moment: &Moment, order: &[usize]) -> (Array2<f64>, f64) {
     let mut metric = moment.covariance(order);
     let mean = metric.diag().mean().unwrap_or(0.0);
     let mut ridge = METRIC_RIDGE;
@@ -198,7 +214,7 @@ fn regular(moment: &Moment, order: &[usize]) -> Array2<f64> {
         metric.diag_mut().mapv_inplace(|d| d + 9.0 * ridge * mean);
         ridge *= 10.0;
     }
-    metric
+    (metric, ridge * mean)
 }
 
 /// Positions in im2col order `(kh, kw, in)` of the rows ordered by the last factor's offsets first.

@@ -35,6 +35,7 @@ impl Report {
                         (spectrum_section(self, pictures))
                         (trace_section(self, pictures))
                         (curve_section(self, &pictures.curve))
+                        (tuning_section(self))
                         (self.left_section())
                         (self.proof_section())
                         footer { "Written by onnx-jmd " (self.version) "." }
@@ -327,6 +328,41 @@ fn curve_section(report: &Report, curve: &[CurvePoint]) -> Markup {
             h2 { "What ratios keep on held-out samples" }
             p { "By what this ratio was found: samples that no factor was fitted to." }
             (curve_chart(&held_out, None, report.ratio.unwrap_or(0.0), "kept, %"))
+        }
+    }
+}
+
+/// How held-out images were answered while the model was tuned.
+fn tuning_section(report: &Report) -> Markup {
+    let Some(tuning) = report.tuning.as_ref().filter(|t| t.curve.len() > 1) else { return html! {} };
+    let points: Vec<(f64, f64)> = tuning.curve.iter().map(|row| (row.epoch, 100.0 * row.agreement)).collect();
+    let (low, high) = points.iter().fold((f64::MAX, 0.0f64), |(low, high), p| (low.min(p.1), high.max(p.1)));
+    let room = ((high - low) * 0.12).max(0.2);
+    let frame = Frame {
+        width: 640.0,
+        height: 280.0,
+        x: Scale { low: 0.0, high: points.last().map_or(1.0, |p| p.0), logarithmic: false },
+        y: Scale { low: (low - room).max(0.0), high: (high + room).min(100.0), logarithmic: false },
+        x_title: "passes over the images",
+        y_title: "agreement with the original, %",
+        ticks: 8,
+        whole: false,
+    };
+    html! {
+        h2 { "Tuning" }
+        p {
+            (thousands(tuning.parameters)) " parameters were trained to give the original's answers on " (tuning.images)
+            " images (" (tuning.source) "), and judged by " (tuning.held_out) " that were not shown. The marked look was kept"
+            @if tuning.kept == 0 { ": tuning did not help, and the model is as it was before" } "."
+        }
+        figure style="max-width:720px" {
+            div.scroll { div style="min-width:480px" { (frame.draw("agreement with the original while tuning", &html! {
+                (frame.line(&points, ""))
+                @for (at, (point, row)) in points.iter().zip(&tuning.curve).enumerate() {
+                    (frame.dot(*point, if at == tuning.kept { "c1" } else { "" },
+                        &format!("pass {:.2}, {:.0} s: loss {:.4}, agreement {:.2} %", row.epoch, row.seconds, row.held_out_loss, point.1)))
+                }
+            })) } }
         }
     }
 }
