@@ -6,7 +6,7 @@ use crate::distil::Taught;
 use crate::error::{Error, Result};
 use crate::group::{Grouping, find_groups};
 use crate::images::{Images, Samples};
-use crate::make::{Made, make};
+use crate::make::made;
 use crate::onnx::Model;
 use crate::options::Options;
 use crate::origin::Origin;
@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::report::{Change, Report, Tuning};
 use crate::rewrite::{Compiled, narrowed};
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
+use crate::steps::Start;
 #[cfg(feature = "tune")]
 use crate::tune::{Tuned, tuned};
 use crate::verify::verify;
@@ -68,21 +69,24 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         _ => None,
     };
-    let (made, uncalibrated) = made(model, &grouping, options, scorer.as_ref(), &progress);
-    let by_weights = options.by_weights();
-    let options = if uncalibrated.is_some() { &by_weights } else { options };
-    let made = match made {
+    let start = match Start::new(original, model, &grouping, options, &progress) {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
-    // The model to write and, in float32, the one that is run.
-    let (written, compiled) = match (made.compiled, original.kernel_precision()) {
-        (Some(compiled), Some(precision)) if wide.is_some() => {
-            let (written, compiled) = narrowed(original, model, &made.plan, compiled, precision)?;
-            (Some(written), Some(compiled))
-        }
-        (compiled, _) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
+    let (whole, asked) = (model, options);
+    let (model, grouping, options): (&Model, &Grouping, &Options) = (&start.model, &start.grouping, &start.options);
+    let (made, uncalibrated) = made(model, grouping, options, scorer.as_ref(), &progress);
+    let by_weights = [options.by_weights(), asked.by_weights()];
+    let [options, asked] = if uncalibrated.is_some() { by_weights.each_ref() } else { [options, asked] };
+    let mut made = match made {
+        Err(Error::NothingToCompress(reason)) => return unchanged(reason),
+        other => other?,
     };
+    if !start.earlier.is_empty() {
+        // Ratios speak of the model as it was given.
+        (made.plan.parameters_before, made.plan.options.policy) = (whole.parameters(), asked.plan.policy);
+    }
+    let (written, compiled) = typed(original, wide.as_ref(), &made.plan, made.compiled)?;
     let verified = match (&compiled, &options.verify) {
         (Some(compiled), Some(how)) => {
             progress.stage("verifying", "verifying with tract");
@@ -95,14 +99,14 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     let (mut verified, mut written, mut compiled, mut tuning) = (verified, written, compiled, tuning);
     #[cfg(feature = "tune")]
     if let (Some(smaller), Some(compiled)) = (&mut written, &mut compiled)
-        && let Some((done, taught)) = taught(model, smaller, &compiled.model, options, &progress)?
+        && let Some((done, taught)) = taught(whole, smaller, &compiled.model, options, &progress)?
     {
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
-        tuning = Some(done.tuning);
+        tuning = Some(Tuning { earlier: start.earlier, ..done.tuning });
     }
-    let origin = Origin::of(original, options, made.origin, scored.as_ref())?;
-    let written = written.map(|written| origin.stamp(&written));
-    let mut report = Report::new(model, &grouping, &made.plan, compiled.as_ref());
+    let origin = Origin::of(original, asked, made.origin, scored.as_ref())?;
+    let written = written.map(|written| origin.stamp(&written, &made.plan));
+    let mut report = Report::new(whole, grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));
     report.calibration = made.calibration;
     report.agreement_curve = made.kept;
@@ -110,16 +114,12 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.plan = Some(replay.file.path().display().to_string());
         report.notes = replay.notes(original, made.samples.as_deref());
     }
-    report.notes.extend(uncalibrated.into_iter().chain(circumstances(original, wide.as_ref(), &made.plan)));
-    let plan = options.plan_text.then(|| {
-        let with = Circumstances {
-            groups: &options.groups,
-            calibration: options.planned_calibration(),
-            samples: made.samples,
-            made_by: [&origin.asked, &origin.samples],
-        };
-        PlanFile::text(original, &made.plan, &with)
-    });
+    report.notes.extend(start.note.into_iter().chain(uncalibrated).chain(circumstances(
+        original,
+        wide.as_ref(),
+        &made.plan,
+    )));
+    let plan = options.plan_text.then(|| plan_text(original, options, &made.plan, made.samples, &origin));
     let mut pictures = options.pictures.then(|| Pictures {
         spectra: made.plan.groups.iter().map(Spectrum::of).collect(),
         curve: made.curve,
@@ -136,12 +136,39 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     }
     if let Some(pictures) = &mut pictures {
         progress.stage("drawing", "following the error through the network");
-        illustrate(pictures, (model, &grouping, &made.plan, &compiled), options, scored.as_ref(), &mut report);
+        illustrate(pictures, (model, grouping, &made.plan, &compiled), options, scored.as_ref(), &mut report);
     }
     report.timings = progress.timings();
     remark(original, options, &mut report);
     options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// The decisions as the text of a file.
+fn plan_text(original: &Model, options: &Options, plan: &Plan, samples: Option<String>, origin: &Origin) -> String {
+    let with = Circumstances {
+        groups: &options.groups,
+        calibration: options.planned_calibration(),
+        samples,
+        made_by: [&origin.asked, &origin.samples],
+    };
+    PlanFile::text(original, plan, &with)
+}
+
+/// The model to write and, in float32, the one that is run.
+fn typed(
+    original: &Model,
+    wide: Option<&Model>,
+    plan: &Plan,
+    compiled: Option<Compiled>,
+) -> Result<(Option<Model>, Option<Compiled>)> {
+    Ok(match (compiled, wide, original.kernel_precision()) {
+        (Some(compiled), Some(wide), Some(precision)) => {
+            let (written, compiled) = narrowed(original, wide, plan, compiled, precision)?;
+            (Some(written), Some(compiled))
+        }
+        (compiled, ..) => (compiled.as_ref().map(|c| c.model.clone()), compiled),
+    })
 }
 
 /// Fills in the pictures what follows from running the models.
@@ -182,24 +209,6 @@ fn taught(
     progress.stage("verifying", "verifying with tract again");
     let taught = Taught::new(written, model, &done, how)?;
     Ok(Some((done, taught)))
-}
-
-/// What [`make`] gives, by plain weights if nobody asked for the calibration that fails; why, if so.
-fn made(
-    model: &Model,
-    grouping: &Grouping,
-    options: &Options,
-    scorer: Option<&Scorer<'_>>,
-    progress: &Progress<'_>,
-) -> (Result<Made>, Option<String>) {
-    match make(model, grouping, options, scorer, progress) {
-        Err(Error::NotDrawable { reason } | Error::Unavailable { reason, .. }) if options.gives_way() => {
-            progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
-            let note = format!("not calibrated, the plain weights decided: {reason}");
-            (make(model, grouping, &options.by_weights(), scorer, progress), Some(note))
-        }
-        other => (other, None),
-    }
 }
 
 /// Which kernels several convolutions read.

@@ -83,6 +83,8 @@ mod picture;
 mod runtime;
 #[cfg(feature = "verify")]
 mod search;
+#[cfg(feature = "verify")]
+mod steps;
 #[cfg(feature = "tune")]
 mod tune;
 #[cfg(feature = "verify")]
@@ -118,7 +120,7 @@ pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, Sche
 pub use plan::{PlanFile, PlannedCalibration, Replay};
 pub use report::{
     AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,
-    Totals, Tuning, TuningRow, Verification,
+    Totals, Tuning, TuningRow, TuningStep, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "tune")]

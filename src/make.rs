@@ -41,7 +41,7 @@ enum Source<'h> {
 ///
 /// # Errors
 /// Those of [`compile`](crate::compile()).
-pub(crate) fn make(
+fn make(
     model: &Model,
     grouping: &Grouping,
     options: &Options,
@@ -145,6 +145,24 @@ pub(crate) fn make(
     };
     let compiled = compiled.filter(|_| !options.dry_run);
     Ok(Made { plan, compiled, calibration: Some(row), kept, curve, samples, origin })
+}
+
+/// What [`make`] gives, by plain weights if nobody asked for the calibration that fails; why, if so.
+pub(crate) fn made(
+    model: &Model,
+    grouping: &Grouping,
+    options: &Options,
+    scorer: Option<&Scorer<'_>>,
+    progress: &Progress<'_>,
+) -> (Result<Made>, Option<String>) {
+    match make(model, grouping, options, scorer, progress) {
+        Err(Error::NotDrawable { reason } | Error::Unavailable { reason, .. }) if options.gives_way() => {
+            progress.say(&format!("not calibrated, the plain weights decide: {reason}"));
+            let note = format!("not calibrated, the plain weights decided: {reason}");
+            (make(model, grouping, &options.by_weights(), scorer, progress), Some(note))
+        }
+        other => (other, None),
+    }
 }
 
 /// What would be done at other ratios, each as if it alone had been asked for; those out of reach are left out.

@@ -10,7 +10,10 @@ use crate::onnx::Model;
 use crate::plan::{self, PlanOptions, PlannedCalibration, Replay};
 use crate::report::Report;
 #[cfg(feature = "tune")]
-use crate::tune::TuneOptions;
+use {
+    crate::plan::RankPolicy,
+    crate::tune::{Budget, TuneOptions},
+};
 
 /// Everything that one run is asked to do.
 #[derive(Debug, Clone)]
@@ -55,6 +58,33 @@ pub struct Tutoring {
     pub images: Vec<Images>,
     /// How.
     pub options: TuneOptions,
+    /// In how many steps the model is made smaller, each with its share of the time; none leaves that to the ratio.
+    pub steps: Option<u32>,
+}
+
+/// From this ratio on a model is made smaller in several steps, if nobody says how many, and how many these are.
+#[cfg(feature = "tune")]
+const STEPPED: (f64, u32) = (6.0, 2);
+
+#[cfg(feature = "tune")]
+impl Tutoring {
+    /// What is done in one of several steps, counted from 1.
+    pub(crate) fn of_step(&self, step: u32, steps: u32) -> Self {
+        let mut own = self.clone();
+        own.options.budget = match self.options.budget {
+            Budget::Time(time) => Budget::Time(time / steps),
+            Budget::Epochs(epochs) => Budget::Epochs(epochs / f64::from(steps)),
+        };
+        if step < steps {
+            // Each its own file, or the last would be taken for another run's.
+            own.options.resume = self.options.resume.as_ref().map(|path| {
+                let mut name = path.clone().into_os_string();
+                name.push(format!(".{step}"));
+                name.into()
+            });
+        }
+        own
+    }
 }
 
 impl Default for Options {
@@ -90,6 +120,30 @@ impl Options {
     /// Whether the plain weights decide where calibration fails.
     pub(crate) fn gives_way(&self) -> bool {
         self.max_drop.is_none() && self.calibration.as_ref().is_some_and(|c| c.optional)
+    }
+
+    /// In how many steps the model is made smaller, and tuned after each.
+    #[cfg(feature = "tune")]
+    pub(crate) fn tuning_steps(&self) -> u32 {
+        match (&self.tuning, self.plan.policy) {
+            (Some(tuning), RankPolicy::Ratio(ratio)) if self.is_stepped() => {
+                tuning.steps.unwrap_or(if ratio >= STEPPED.0 { STEPPED.1 } else { 1 })
+            }
+            _ => 1,
+        }
+    }
+
+    /// Whether there is a ratio to go down to.
+    #[cfg(feature = "tune")]
+    fn is_stepped(&self) -> bool {
+        self.replay.is_none() && self.max_drop.is_none() && !self.dry_run
+    }
+
+    /// What is asked of one step.
+    #[cfg(feature = "tune")]
+    pub(crate) fn step(&self, ratio: f64, tuning: Tutoring) -> Self {
+        let plan = PlanOptions { policy: RankPolicy::Ratio(ratio), ..self.plan };
+        Self { plan, tuning: Some(tuning), ..self.clone() }
     }
 
     /// The same without calibration.
@@ -146,6 +200,11 @@ impl Options {
         #[cfg(feature = "tune")]
         if let Some(tuning) = &self.tuning {
             tuning.options.check()?;
+            if tuning.steps.is_some_and(|steps| steps > 1)
+                && !(self.is_stepped() && matches!(self.plan.policy, RankPolicy::Ratio(_)))
+            {
+                return Err(Error::Options("--tune-steps go down to a --ratio: leave them out, or give one".into()));
+            }
             if self.verify.is_none() {
                 return Err(Error::Options("--tune needs verification: leave out --no-verify".into()));
             }

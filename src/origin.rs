@@ -52,13 +52,15 @@ impl Origin {
             },
         };
         let bounds = bounds(options, scored)?;
-        let options = hashed(&[&asked, &samples, &bounds]);
+        let options = hashed(&[&asked, &samples, &bounds, &tuned(options)]);
         Ok(Self { input, asked, samples, options })
     }
 
-    /// The model with its origin in it.
-    pub(crate) fn stamp(&self, written: &Model) -> Model {
-        let open = written.with_metadata(&[(INPUT_KEY, &self.input), (OPTIONS_KEY, &self.options), (OUTPUT_KEY, "")]);
+    /// The model with its origin in it, and the ratio that was asked for, which in the last of several steps is another.
+    pub(crate) fn stamp(&self, written: &Model, plan: &Plan) -> Model {
+        let (key, value) = plan.options.policy.metadata();
+        let own = [(key, &value[..]), (INPUT_KEY, &self.input), (OPTIONS_KEY, &self.options), (OUTPUT_KEY, "")];
+        let open = written.with_metadata(&own);
         let own = open.digest();
         open.with_metadata(&[(OUTPUT_KEY, &own)])
     }
@@ -81,13 +83,23 @@ fn asked(options: &Options) -> String {
     let Options { plan, groups, max_drop, .. } = options;
     let repair = options.calibration.as_ref().map(|_| options.repair);
     let text = format!("{plan:?} {groups:?} {max_drop:?} {repair:?}");
+    // Decisions of a later step follow from what was learnt in those before.
     #[cfg(feature = "tune")]
-    let text = options.tuning.as_ref().map_or(text.clone(), |tuning| {
+    let text = if options.tuning_steps() > 1 { format!("{text} {}", tuned(options)) } else { text };
+    text
+}
+
+/// How the factors are tuned; nothing if they are not.
+fn tuned(options: &Options) -> String {
+    #[cfg(feature = "tune")]
+    let text = options.tuning.as_ref().map(|tuning| {
         // Its images by what they are called: to hash all takes as long as to look at them.
         let sources: Vec<String> = tuning.images.iter().map(|i| format!("{} {:?}", i.what(), i.seed())).collect();
-        format!("{text} {} {sources:?}", tuning.options.asked())
+        format!("{} {} {sources:?}", tuning.options.asked(), options.tuning_steps())
     });
-    text
+    #[cfg(not(feature = "tune"))]
+    let text = options.images.as_ref().and(None::<String>);
+    text.unwrap_or_default()
 }
 
 /// Bounds that the result was held against, and on what; whether it was proved.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 25] = [
+const ORDER: [&str; 26] = [
     "error",
     "progress",
     "factor",
@@ -28,6 +28,7 @@ const ORDER: [&str; 25] = [
     "origin",
     "search",
     "make",
+    "steps",
     "compile",
 ];
 

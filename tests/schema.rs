@@ -87,7 +87,7 @@ fn reports_are_as_their_schema_says() {
         json(&String::from_utf8(nothing.stdout).unwrap()),
         json(&scene.succeeds("odd.onnx out.onnx --ratio 1.5 -q --json -")),
         json(&scene.succeeds("grouped.onnx out.onnx --ratio 1.5 -q --json -")),
-        run("--ratio 1.7 --calib drawn --calib-samples 8 --tune 1epochs --tune-drawn 40 --batch 16"),
+        run("--ratio 1.7 --calib drawn --calib-samples 8 --tune 1epochs --tune-drawn 40 --batch 16 --tune-steps 2"),
     ];
     hold("report-1", &found);
 }

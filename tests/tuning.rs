@@ -92,6 +92,55 @@ fn compression_and_tuning_in_one_run() {
 }
 
 #[test]
+fn a_high_ratio_is_gone_down_to_in_steps() {
+    let scene = Scene::new(&small_resnet(3));
+    let pixels: Vec<u8> = (0..60 * 3 * 32 * 32u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(scene.path("images.npy"), npy("|u1", &[60, 3, 32, 32], &pixels)).unwrap();
+    let arguments = "--ratio 3 --scheme ljsvd --calib images.npy --preprocess 0-1 --tune 2epochs --batch 8";
+    let at_once = report(&scene, &format!("in.onnx once.onnx {arguments}"));
+    let in_steps = report(&scene, &format!("in.onnx steps.onnx {arguments} --tune-steps 2"));
+    assert!(at_once["tuning"]["earlier"].is_null());
+    let earlier = in_steps["tuning"]["earlier"].as_array().unwrap();
+    assert_eq!(earlier.len(), 1);
+    assert!((earlier[0]["ratio"].as_f64().unwrap() - 3f64.sqrt()).abs() < 1e-12);
+    assert!((earlier[0]["epochs"].as_f64().unwrap() - 1.0).abs() < 0.2, "{earlier:?}");
+    assert!(in_steps["verification"]["rewrite_error"].as_f64().unwrap() < 1e-4);
+    // Sizes and ratios are those of the model that was given, whose batch norms are folded on the way.
+    assert_eq!(in_steps["totals"]["parameters"]["before"], at_once["totals"]["parameters"]["before"]);
+    assert_eq!(in_steps["ratio"], 3.0);
+    let reached = in_steps["totals"]["parameters"]["ratio"].as_f64().unwrap();
+    assert!((3.0..3.4).contains(&reached), "{reached}");
+    // The file is one that a single step could have written, by names and by what it says of itself.
+    let [once, steps] = ["once.onnx", "steps.onnx"].map(|name| support::decode(&scene.read(name)));
+    let says = |model: &support::proto::ModelProto| -> Vec<(String, String)> {
+        let ours =
+            model.metadata_props.iter().filter(|p| !p.key().ends_with("options") && !p.key().ends_with("output"));
+        ours.map(|p| (p.key().to_owned(), p.value().to_owned())).collect()
+    };
+    assert_eq!(says(&once), says(&steps));
+    let names = |model: &support::proto::ModelProto| -> Vec<String> {
+        model.graph.iter().flat_map(|g| &g.initializer).map(|t| t.name().to_owned()).collect()
+    };
+    assert_eq!(names(&once), names(&steps));
+    // It follows from the options, this one among them, and is the same from its checkpoints.
+    scene.succeeds(&format!("in.onnx steps.onnx {arguments} --tune-steps 2 --check -q"));
+    scene.fails(&format!("in.onnx steps.onnx {arguments} --check"), 12);
+    for _ in 0..2 {
+        scene.succeeds(&format!("in.onnx again.onnx {arguments} --tune-steps 2 --resume state -q"));
+        assert!(scene.read("again.onnx") == scene.read("steps.onnx"));
+    }
+    assert!(scene.path("state").exists() && scene.path("state.1").exists());
+    for (wrong, says) in [
+        ("--ratio 3 --tune-steps 2", "--tune-steps needs --tune"),
+        ("--rank-rate 0.3 --scheme ljsvd --tune 1epochs --tune-steps 2", "--ratio"),
+        ("--ratio 3 --tune 1epochs --tune-steps 2 --dry-run", "--ratio"),
+    ] {
+        let said = scene.fails(&format!("in.onnx out.onnx {wrong} -q"), 2);
+        assert!(said.contains(says), "{said}");
+    }
+}
+
+#[test]
 fn what_cannot_be_tuned_is_refused_in_a_sentence() {
     let scene = scene();
     let fails = |arguments: &str, code: i32, says: &[&str]| {

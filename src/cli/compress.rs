@@ -2,11 +2,11 @@
 
 use super::config::Settings;
 use super::shared::{Accuracy, Matching, Output, Pixels, Verification};
-use super::tune::{Tuning, budget};
+use super::tune::{Lessons, Tuning, budget};
 use clap::{Args, ValueEnum};
 use onnx_jmd::{
     Budget, CalibrationInputs, Error, Images, Model, Options, PlanFile, PlanOptions, PlannedCalibration, Preprocessing,
-    RankPolicy, Replay, Result, Scheme, SchemeChoice, Tutoring, Unfolding,
+    RankPolicy, Replay, Result, Scheme, SchemeChoice, Unfolding,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -146,6 +146,10 @@ pub(super) struct Compress {
     /// the best so far
     #[arg(long, value_name = "TIME|Nepochs", value_parser = budget, help_heading = "Tuning")]
     tune: Option<Budget>,
+
+    /// Make the model smaller in N steps, and tune it after each for its share of the time: by default 2 from --ratio 6 on, below one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10), help_heading = "Tuning")]
+    tune_steps: Option<u32>,
 
     #[command(flatten)]
     tuning: Tuning,
@@ -341,6 +345,9 @@ impl Compress {
         let shown = samples.clone();
         let settings = self.settings.as_ref().map(Settings::path);
         let read = self.accuracy.paths().chain(self.plan.clone()).chain(samples).chain(settings).collect();
+        let seed = self.verification.seed;
+        let tutoring = Lessons { budget: self.tune, steps: self.tune_steps, mirror: !self.no_mirror, seed };
+        let tuning = self.tuning.tutoring(&tutoring, shown.as_deref(), &preprocessing)?;
         let asked = Asked {
             source: self.calib,
             samples: self.calib_samples as usize,
@@ -353,16 +360,6 @@ impl Compress {
         let calibration = match planned {
             Some(planned) => asked.replayed(planned, &preprocessing)?,
             None => asked.anew(&preprocessing)?,
-        };
-        let tuning = match self.tune {
-            Some(budget) => Some(Tutoring {
-                images: self.tuning.images(shown.as_deref(), self.verification.seed, &preprocessing)?,
-                options: self.tuning.options(budget, !self.no_mirror, self.verification.seed)?,
-            }),
-            None => {
-                self.tuning.refuse()?;
-                None
-            }
         };
         if self.cache.is_some() && calibration.is_none() {
             return Err(Error::Options("--cache needs calibration: leave out --calib none, or give --calib".into()));

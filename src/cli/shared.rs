@@ -200,7 +200,7 @@ impl Accuracy {
 }
 
 impl Pixels {
-    pub(super) fn preprocessing(self) -> Preprocessing {
+    pub(super) fn preprocessing(&self) -> Preprocessing {
         let preset = |name| match name {
             PresetName::Imagenet => Preset::ImageNet,
             PresetName::Cifar => Preset::Cifar,
@@ -215,8 +215,8 @@ impl Pixels {
         Preprocessing {
             preset: self.preprocess.map(preset),
             scale: self.scale,
-            mean: self.mean,
-            std: self.std,
+            mean: self.mean.clone(),
+            std: self.std.clone(),
             layout: self.layout.map(layout),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::shared::{Accuracy, Output, Pixels, Verification};
 use clap::Args;
-use onnx_jmd::{Budget, Distillation, Error, Images, Preprocessing, Result, Stop, TuneOptions};
+use onnx_jmd::{Budget, Distillation, Error, Images, Preprocessing, Result, Stop, TuneOptions, Tutoring};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -45,9 +45,36 @@ pub(super) struct Tuning {
     tune_mix: f32,
 }
 
+/// What a run that compresses says of its tuning elsewhere.
+pub(super) struct Lessons {
+    pub(super) budget: Option<Budget>,
+    pub(super) steps: Option<u32>,
+    pub(super) mirror: bool,
+    pub(super) seed: u64,
+}
+
 impl Tuning {
+    /// How to tune a model that is compressed, on images from a path; nothing if that is not asked for.
+    pub(super) fn tutoring(
+        &self,
+        lessons: &Lessons,
+        shown: Option<&Path>,
+        preprocessing: &Preprocessing,
+    ) -> Result<Option<Tutoring>> {
+        let &Lessons { budget, steps, mirror, seed } = lessons;
+        let Some(budget) = budget else {
+            self.refuse()?;
+            return match steps {
+                Some(_) => Err(Error::Options("--tune-steps needs --tune, which says how long".into())),
+                None => Ok(None),
+            };
+        };
+        let images = self.images(shown, seed, preprocessing)?;
+        Ok(Some(Tutoring { images, options: self.options(budget, mirror, seed)?, steps }))
+    }
+
     /// Refuses options of tuning where there is none.
-    pub(super) fn refuse(&self) -> Result<()> {
+    fn refuse(&self) -> Result<()> {
         let usual = TuneOptions::default();
         let given = [
             ("--tune-all", self.tune_all),

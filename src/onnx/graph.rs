@@ -375,6 +375,12 @@ impl Namer {
         Self { taken, next: HashMap::new() }
     }
 
+    /// Whether nothing has this name.
+    #[cfg(feature = "tune")]
+    pub(crate) fn is_free(&self, name: &str) -> bool {
+        !self.taken.contains(name)
+    }
+
     /// `wanted`, or `wanted_2`, `wanted_3`, … if that is taken.
     pub(crate) fn fresh(&mut self, wanted: &str) -> String {
         let from = self.next.get(wanted).copied().unwrap_or(1);

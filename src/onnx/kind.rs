@@ -133,7 +133,7 @@ impl Kind {
     }
 
     /// The kernel `[out, in, kh, kw]` of stored elements; none if their shape is another.
-    pub(super) fn read(&self, dims: &[usize], elements: Vec<f64>) -> Option<Array4<f64>> {
+    pub(crate) fn read(&self, dims: &[usize], elements: Vec<f64>) -> Option<Array4<f64>> {
         let [out, inputs, kh, kw] = self.shape(dims)?;
         match self {
             Self::Conv(_) | Self::Gemm { transposed: true } => {

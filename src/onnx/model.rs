@@ -9,15 +9,17 @@ use super::proto::{
 use super::window::LARGEST;
 use super::{Graph, external, is_standard, tensor};
 #[cfg(feature = "tune")]
-use super::{Precision, initializer};
+use super::{Precision, initializer, read_floats};
 use crate::error::{Error, Result};
 use bytes::Bytes;
+#[cfg(feature = "tune")]
+use ndarray::ArrayD;
 use prost::Message;
 #[cfg(feature = "verify")]
 use sha2::{Digest, Sha256};
-#[cfg(feature = "tune")]
-use std::collections::HashMap;
 use std::collections::HashSet;
+#[cfg(feature = "tune")]
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -270,6 +272,13 @@ impl Model {
             Some(bytes) => hex(&Sha256::digest(bytes)),
             None => hex(&Sha256::digest(self.proto.encode_to_vec())),
         }
+    }
+
+    /// Its float32 initializers by name.
+    #[cfg(feature = "tune")]
+    pub(crate) fn floats(&self) -> BTreeMap<String, ArrayD<f32>> {
+        let tensors = self.proto.graph.iter().flat_map(|g| &g.initializer);
+        tensors.filter_map(|t| Some((t.name().to_owned(), read_floats(t)?))).collect()
     }
 
     /// The same model with other values in some floating-point initializers, in their own types.

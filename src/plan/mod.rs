@@ -43,6 +43,16 @@ pub enum RankPolicy {
     Rate(f64),
 }
 
+impl RankPolicy {
+    /// As a metadata property of a model that was written.
+    pub(crate) fn metadata(self) -> (&'static str, String) {
+        match self {
+            Self::Ratio(ratio) => ("onnx_jmd.ratio", ratio.to_string()),
+            Self::Rate(rate) => ("onnx_jmd.rank_rate", rate.to_string()),
+        }
+    }
+}
+
 /// Which form groups are decomposed in.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SchemeChoice {

@@ -3,7 +3,7 @@
 mod text;
 mod tuning;
 
-pub use tuning::{Tuning, TuningRow};
+pub use tuning::{Tuning, TuningRow, TuningStep};
 
 pub(crate) use text::percent;
 pub(crate) use text::{blocks, channels, left_alone, table, thousands};

@@ -21,9 +21,25 @@ pub struct TuningRow {
     pub agreement: f64,
 }
 
+/// A step before the last, where a model is made smaller in several.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TuningStep {
+    /// Parameters before ÷ after that it was made for.
+    pub ratio: f64,
+    /// Passes over the images.
+    pub epochs: f64,
+    /// Seconds that it was tuned.
+    pub seconds: f64,
+    /// Agreement on held-out images before it was tuned, and of what was kept.
+    pub agreement: [f64; 2],
+}
+
 /// What tuning did.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuning {
+    /// The steps before the last, of a model that was made smaller in several; the rest is about the last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<TuningStep>,
     /// Where the images come from.
     pub source: String,
     /// Trained parameters.
@@ -38,6 +54,15 @@ pub struct Tuning {
     pub kept: usize,
     /// Whether somebody ended it before its time.
     pub stopped: bool,
+}
+
+#[cfg(feature = "tune")]
+impl TuningStep {
+    pub(crate) fn new(ratio: f64, tuning: &Tuning) -> Self {
+        let ends = tuning.curve.first().zip(tuning.kept_row()).map(|(first, kept)| [first.agreement, kept.agreement]);
+        let (epochs, seconds) = tuning.curve.last().map_or((0.0, 0.0), |row| (row.epoch, row.seconds));
+        Self { ratio, epochs, seconds, agreement: ends.unwrap_or_default() }
+    }
 }
 
 impl Tuning {
@@ -55,6 +80,13 @@ impl fmt::Display for Tuning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { parameters, images, held_out, source, .. } = self;
         writeln!(f, "Tuned {parameters} parameters on {images} images, {held_out} held out: {source}")?;
+        for TuningStep { ratio, epochs, seconds, agreement: [before, after] } in &self.earlier {
+            let (before, after) = (percent(*before), percent(*after));
+            writeln!(
+                f,
+                "  first {ratio:.2} times smaller: {epochs:.2} epochs, {seconds:.0} s, agreement {before} → {after}"
+            )?;
+        }
         let every = self.curve.len().div_ceil(ROWS).max(1);
         let last = self.curve.len().saturating_sub(1);
         for (at, row) in self.curve.iter().enumerate() {

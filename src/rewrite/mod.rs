@@ -11,6 +11,8 @@
 
 mod patch;
 mod prune;
+#[cfg(feature = "tune")]
+mod undo;
 
 use crate::error::{Error, Result};
 use crate::factor::{self, Factor, Factors};
@@ -19,12 +21,14 @@ use crate::onnx::proto::{
     type_proto,
 };
 use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, RankPolicy, Sight, all_see};
+use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
+#[cfg(feature = "tune")]
+pub(crate) use undo::undone;
 
 /// A compressed model and what it is made of.
 #[derive(Debug, Clone)]
@@ -107,11 +111,29 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
     let opset = model.opset();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
+    let patches = patches(graph, plan, factors, amends, (precision, opset), &mut namer)?;
+    let before = Before::of(graph);
+    let added = amend(graph, plan, amends, precision, &mut namer);
+    install(graph, plan, patches, added, ir_version);
+    drop_unread(graph, &before);
+    describe(&mut proto, plan);
+    Ok(Model::from_proto(proto))
+}
+
+/// What takes the place of each decomposed convolution, by the position of its node; in a type and a version of the operators.
+fn patches(
+    graph: &GraphProto,
+    plan: &Plan,
+    factors: &[Factors],
+    amends: &Amends,
+    (precision, opset): (Precision, i64),
+    namer: &mut Namer,
+) -> Result<HashMap<usize, Patch>> {
     let mut patches: HashMap<usize, Patch> = HashMap::new();
     for (index, (group, factors)) in plan.groups.iter().zip(factors).enumerate() {
         let shared = match plan.options.unshare {
             true => HashMap::new(),
-            false => shared_names(group, index, factors, &mut namer),
+            false => shared_names(group, index, factors, namer),
         };
         let parts = Parts { factors, shared, precision, opset };
         let members = Members { convs: &plan.convs, members: &group.members };
@@ -129,22 +151,17 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
                 )));
             }
             let bias = amends.biases.get(&member);
-            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (own.clone(), brings), &mut namer);
+            let patch = Patch::new(&graph.node[conv.node], conv, bias, &parts, (own.clone(), brings), namer);
             for twin in &conv.twins {
                 // What the first has written is read by the others.
                 let parts = Parts { factors, shared: patch.weights.clone(), precision, opset };
-                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (own.clone(), false), &mut namer);
+                let patch = Patch::new(&graph.node[twin.node], twin, None, &parts, (own.clone(), false), namer);
                 patches.insert(twin.node, patch);
             }
             patches.insert(conv.node, patch);
         }
     }
-    let before = Before::of(graph);
-    let added = amend(graph, plan, amends, precision, &mut namer);
-    install(graph, plan, patches, added, ir_version);
-    drop_unread(graph, &before);
-    describe(&mut proto, plan);
-    Ok(Model::from_proto(proto))
+    Ok(patches)
 }
 
 /// For a model whose kernels are not float32: the model to write, its factors and amends rounded to its own type, and the same in
@@ -257,7 +274,7 @@ pub(crate) fn with_kernels<'c>(
     let mut sums: HashMap<usize, NodeProto> = HashMap::new();
     for (conv, kernel, bias) in replaced {
         let kind = &conv.kind;
-        let name = namer.fresh(&format!("{}/jmd_reference", conv.kernel_name));
+        let name = namer.fresh(&reference_names(conv)[0]);
         let (dims, elements) = kind.store(&kernel.mapv(|x| x as f32));
         graph.initializer.push(float_initializer(name.clone(), &dims, elements.into_iter()));
         for conv in conv.all() {
@@ -268,7 +285,7 @@ pub(crate) fn with_kernels<'c>(
         }
         let Some(node) = graph.node.get_mut(conv.node) else { continue };
         if let Some(bias) = bias {
-            let name = namer.fresh(&format!("{}/jmd_reference_bias", conv.name));
+            let name = namer.fresh(&reference_names(conv)[1]);
             graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
             if *kind == Kind::MatMul {
                 node.output[0] = namer.fresh(&format!("{}/jmd_product", conv.output));
@@ -291,6 +308,11 @@ pub(crate) fn with_kernels<'c>(
     graph.node = nodes;
     drop_unread(graph, &before);
     Ok(Model::from_proto(proto))
+}
+
+/// The names of a kernel that was replaced, and of its bias.
+fn reference_names(conv: &Conv) -> [String; 2] {
+    [format!("{}/jmd_reference", conv.kernel_name), format!("{}/jmd_reference_bias", conv.name)]
 }
 
 /// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.
@@ -346,6 +368,9 @@ fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f6
     if all > 0.0 { (lost / all).sqrt() } else { 0.0 }
 }
 
+/// Before this IR version every initializer is also a graph input.
+const INPUTS_UNTIL: i64 = 4;
+
 /// Turns between the two halves of a calibrated chain.
 const SWEEPS: usize = 6;
 
@@ -378,8 +403,7 @@ fn install(
         }
     }
     graph.node = first.into_iter().chain(nodes).collect();
-    if ir_version < 4 {
-        // Before IR version 4 every initializer is also a graph input.
+    if ir_version < INPUTS_UNTIL {
         graph.input.extend(added.iter().map(tensor_input));
     }
     graph.initializer.extend(added);
@@ -400,10 +424,7 @@ fn tensor_input(tensor: &TensorProto) -> ValueInfoProto {
 
 /// Records version, scheme and ratio in the model's metadata.
 fn describe(proto: &mut ModelProto, plan: &Plan) {
-    let policy = match plan.options.policy {
-        RankPolicy::Ratio(ratio) => ("onnx_jmd.ratio", ratio.to_string()),
-        RankPolicy::Rate(rate) => ("onnx_jmd.rank_rate", rate.to_string()),
-    };
+    let policy = plan.options.policy.metadata();
     let ours = [
         (VERSION_KEY, env!("CARGO_PKG_VERSION").to_owned()),
         ("onnx_jmd.scheme", plan.options.scheme.to_string()),

@@ -18,6 +18,9 @@ pub(super) struct Patch {
     pub(super) initializers: Vec<TensorProto>,
     /// Names of the factors, by chain and place.
     pub(super) weights: HashMap<(usize, usize), String>,
+    /// Name of its bias.
+    #[cfg(feature = "tune")]
+    pub(super) bias: Option<String>,
 }
 
 /// What a group's patches are made of.
@@ -79,13 +82,22 @@ impl Patch {
         let Parts { factors, shared, precision, opset } = parts;
         let kind = &conv.kind;
         let (nodes, converting, initializers) = (Vec::new(), Vec::new(), Vec::new());
-        let mut patch = Self { nodes, converting, initializers, weights: HashMap::new() };
+        let mut patch = Self {
+            nodes,
+            converting,
+            initializers,
+            weights: HashMap::new(),
+            #[cfg(feature = "tune")]
+            bias: None,
+        };
         let changed = new_bias(conv, given).map(|values| {
             let name = namer.fresh(&format!("{}/jmd_bias", conv.name));
             patch.initializers.push(initializer(name.clone(), &[conv.shape[0]], values.into_iter(), *precision));
             name
         });
         let bias = changed.or_else(|| conv.bias.clone());
+        #[cfg(feature = "tune")]
+        patch.bias.clone_from(&bias);
         // A `MatMul` has no place for it.
         let (bias, added) = if *kind == Kind::MatMul { (None, bias) } else { (bias, None) };
         let mut zero: Option<String> = None;

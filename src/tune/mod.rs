@@ -23,7 +23,7 @@ mod views;
 use crate::error::{Error, Result};
 use crate::images::Images;
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Graph, InputShape, Model, Use, is_standard, read_floats};
+use crate::onnx::{Graph, InputShape, Model, Use, is_standard};
 use crate::progress::Progress;
 use crate::report::Tuning;
 use crate::runtime::{Feed, Input, inputs};
@@ -32,7 +32,7 @@ use checkpoint::Checkpoint;
 use course::Course;
 use lesson::Lesson;
 use ndarray::ArrayD;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 pub use stop::Stop;
@@ -150,14 +150,14 @@ impl Tuned {
 
     /// The first tensor that was trained to what its type in a model, which is now in float32, does not hold.
     pub(crate) fn overflow(&self, model: &Model) -> Option<String> {
-        let held = floats(model);
+        let held = model.floats();
         let mut names = self.tape.parameters().iter().map(|p| &p.name);
         names.find(|n| held.get(*n).is_some_and(|h| h.iter().any(|x| !x.is_finite()))).cloned()
     }
 
     /// The outputs that were tuned for, as the trainable view computes them with the values that a model holds now.
     pub(crate) fn outputs(&self, model: &Model, feed: &Feed) -> Vec<ArrayD<f32>> {
-        let held = floats(model);
+        let held = model.floats();
         let parameters = self.tape.parameters().iter().zip(&self.values);
         let parameters: Vec<Vec<f32>> = parameters
             .map(|(p, tuned)| held.get(&p.name).map_or_else(|| tuned.clone(), |h| h.iter().copied().collect()))
@@ -220,6 +220,7 @@ pub(crate) fn tuned(
     let course = Course { lesson: &lesson, options, images: views.len(), checkpoint: checkpoint.transpose()? };
     let (values, run) = course.run(progress)?;
     let tuning = Tuning {
+        earlier: Vec::new(),
         source: images.iter().map(Images::what).collect::<Vec<_>>().join(" and "),
         parameters: parameters as u64,
         images: views.len(),
@@ -250,24 +251,18 @@ fn check_teacher(teacher: &Model, student: &Model, fed: &[Input], own: &[Input])
     Ok(())
 }
 
-/// The float32 initializers of a model.
-fn floats(model: &Model) -> BTreeMap<String, ArrayD<f32>> {
-    let tensors = model.proto().graph.iter().flat_map(|g| &g.initializer);
-    tensors.filter_map(|t| Some((t.name().to_owned(), read_floats(t)?))).collect()
-}
-
 /// Float initializers of the student that the teacher does not have, or all, as far as every reader can be differentiated by them.
 ///
 /// # Errors
 /// Those of a damaged graph.
 fn trainable(teacher: &Model, student: &Model, all: bool) -> Result<HashSet<String>> {
-    let theirs = floats(teacher);
+    let theirs = teacher.floats();
     let graph = Graph::new(student)?;
     let learns = |each: &Use| match *each {
         Use::Node(node, position) => !graph.is_live(node) || is_weight(&graph.nodes()[node], position),
         Use::Captured(_) | Use::Output => false,
     };
-    let own = floats(student).into_iter();
+    let own = student.floats().into_iter();
     let wanted = own.filter(|(name, values)| {
         let uses = graph.uses(name);
         let asked = if all { values.len() > 1 } else { theirs.get(name) != Some(values) };

@@ -1,0 +1,116 @@
+//! Back from a rewritten graph to one convolution each, whose kernel is what its factors multiply out to now: a model that was
+//! trained in its factors can so be decomposed anew.
+
+use super::{Amends, INPUTS_UNTIL, amend, patches, reference_names, tensor_input, with_kernels};
+use crate::error::{Error, Result};
+use crate::factor::{Factors, compose};
+use crate::onnx::proto::GraphProto;
+use crate::onnx::{Conv, Model, Namer, Precision, Storage};
+use crate::plan::{Plan, stacked};
+use ndarray::{Array4, s};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// The model with the kernels, biases and other values that `tuned` has: `tuned` has the names and shapes of what [`super::apply`] or
+/// a refit made of `model` by this plan, with `factors` and `amends`. Batch norms that were folded stay so; all else has the names of
+/// `model`.
+///
+/// # Errors
+/// [`Error::Options`] if the parts do not belong together, or kernels are stored in other ways than as plain numbers.
+pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &Amends, tuned: &Model) -> Result<Model> {
+    let members = || plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
+    if let Some(conv) = members().find(|c| c.storage != Storage::Plain) {
+        return Err(foreign(conv, "is not stored as plain numbers"));
+    }
+    let precision = model.kernel_precision().unwrap_or(Precision::Single);
+    let graph = model.proto().graph.as_ref().ok_or_else(|| Error::Options("the model has no graph".into()))?;
+    // The names that it was written with.
+    let mut namer = Namer::new(graph);
+    let placed = patches(graph, plan, factors, amends, (precision, model.opset()), &mut namer)?;
+    let tuned = tuned.floats();
+    let values = |name: &String| tuned.get(name);
+    let mut replaced = Vec::new();
+    for conv in members() {
+        let patch = placed.get(&conv.node).ok_or_else(|| foreign(conv, "was not rewritten"))?;
+        let factor = |name: &String| {
+            let stored = values(name).ok_or_else(|| foreign(conv, "has lost a factor"))?;
+            let elements = stored.iter().copied().map(f64::from).collect();
+            conv.kind.read(stored.shape(), elements).ok_or_else(|| foreign(conv, "has a factor of another shape"))
+        };
+        let kernel = multiplied(&patch.weights, conv.channel_groups(), &factor)?;
+        if kernel.shape() != conv.shape {
+            return Err(foreign(conv, "has factors of other shapes"));
+        }
+        let bias = patch.bias.as_ref().map(|name| {
+            let found = values(name).ok_or_else(|| foreign(conv, "has lost its bias"))?;
+            Ok(found.iter().copied().collect::<Vec<f32>>())
+        });
+        replaced.push((conv, kernel, bias.transpose()?));
+    }
+    let also = &mut |graph: &mut GraphProto, _: &mut Namer| amend(graph, plan, amends, precision, &mut namer);
+    let whole = with_kernels(model, replaced.iter().cloned(), also)?;
+    let values = tuned.iter().filter_map(|(name, values)| Some((name.as_str(), values.as_slice()?)));
+    let whole = whole.with_floats(&values.collect());
+    Ok(with_old_names(&whole, members()))
+}
+
+/// `Ŵ` of a convolution of so many groups of channels, of the names of its factors by chain and place.
+fn multiplied(
+    weights: &HashMap<(usize, usize), String>,
+    groups: usize,
+    factor: &dyn Fn(&String) -> Result<Array4<f64>>,
+) -> Result<Array4<f64>> {
+    let mut chains: BTreeMap<usize, BTreeMap<usize, &String>> = BTreeMap::new();
+    for (&(chain, place), name) in weights {
+        chains.entry(chain).or_default().insert(place, name);
+    }
+    let mut sum: Option<Array4<f64>> = None;
+    for chain in chains.values() {
+        let kernels = chain.values().map(|name| factor(name)).collect::<Result<Vec<_>>>()?;
+        let product = stacked((0..groups).map(|group| {
+            let own = |kernel: &Array4<f64>| {
+                let rows = kernel.shape()[0] / groups;
+                kernel.slice(s![group * rows..(group + 1) * rows, .., .., ..]).to_owned()
+            };
+            kernels.iter().map(own).reduce(|a, b| compose(a.view(), b.view())).unwrap_or_default()
+        }));
+        sum = Some(sum.map_or(product.clone(), |sum| sum + product));
+    }
+    Ok(sum.unwrap_or_default())
+}
+
+/// The model with kernels and biases of convolutions under the names that they had, where nothing else has these now.
+fn with_old_names<'c>(whole: &Model, convs: impl Iterator<Item = &'c Conv>) -> Model {
+    let mut proto = whole.proto().clone();
+    let listed = proto.ir_version() < INPUTS_UNTIL;
+    let Some(graph) = &mut proto.graph else { return whole.clone() };
+    let namer = Namer::new(graph);
+    let own = convs.flat_map(|conv| {
+        let bias = conv.bias.clone().unwrap_or_else(|| format!("{}/bias", conv.name));
+        reference_names(conv).into_iter().zip([conv.kernel_name.clone(), bias])
+    });
+    // What was refitted without being decomposed has a new name that the next rewrite will want again.
+    let refitted =
+        graph.initializer.iter().filter(|t| t.name().ends_with("/jmd_bias") || t.name().ends_with("/jmd_weight"));
+    let refitted = refitted.map(|t| (t.name().to_owned(), t.name().replace("/jmd_", "/")));
+    // Those that had one bias together may have several now.
+    let mut given = HashSet::new();
+    let own = refitted.chain(own).filter(|(_, name)| namer.is_free(name) && given.insert(name.clone()));
+    let old: HashMap<String, String> = own.collect();
+    let values = graph.node.iter_mut().flat_map(|n| &mut n.input);
+    values.filter_map(|value| Some((old.get(value)?, value))).for_each(|(name, value)| value.clone_from(name));
+    for tensor in &mut graph.initializer {
+        if let Some(name) = old.get(tensor.name()) {
+            tensor.name = Some(name.clone());
+        }
+    }
+    if listed {
+        let known: HashSet<String> = graph.input.iter().map(|i| i.name().to_owned()).collect();
+        let new = graph.initializer.iter().filter(|t| !known.contains(t.name())).map(tensor_input);
+        graph.input.extend(new.collect::<Vec<_>>());
+    }
+    Model::from_proto(proto)
+}
+
+fn foreign(conv: &Conv, what: &str) -> Error {
+    Error::Options(format!("the kernel of '{}' {what}", conv.name))
+}
