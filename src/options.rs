@@ -64,7 +64,7 @@ pub struct Tutoring {
 
 /// From this ratio on a model is made smaller in several steps, if nobody says how many, and how many these are.
 #[cfg(feature = "tune")]
-const STEPPED: (f64, u32) = (6.0, 2);
+const STEPPED: (f64, u32) = (10.0, 2);
 
 #[cfg(feature = "tune")]
 impl Tutoring {

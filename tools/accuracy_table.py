@@ -15,6 +15,8 @@ passed on to the binary.
 
     --calib FILE|drawn   also a row a scheme calibrated on these images, or on drawn pictures; may be repeated
     --no-plain           no rows of plain weights (--calib none)
+    --tune TIME|Nepochs  also a row a scheme and calibration of the same files tuned so (`onnx-jmd tune`), all alike;
+    --tune-images FILE   on these images instead of those that were calibrated on
     --baseline FILE      also the rows of another tool on the same images, as tools/baseline_lagrangian.py --json
                          writes them; may be repeated
     --json FILE          the raw numbers, written after every row
@@ -26,7 +28,8 @@ import argparse, html, json, math, pathlib, subprocess, sys, tempfile
 
 SCHEMES = "separate,ljsvd,rjsvd-1,rjsvd-2,bi-jsvd,auto"
 NOTHING_TO_DO, UNREACHABLE = 4, 5
-SUFFIXES = {"plain": ", plain weights", "calibrated": ", calibrated", "drawn": ", drawn pictures", "baseline": ""}
+SUFFIXES = {"plain": ", plain weights", "calibrated": ", calibrated", "drawn": ", drawn pictures", "tuned": ", tuned",
+            "baseline": ""}
 
 # Plot: Okabe and Ito's colours, some shifted to stand out from a light and a dark page, and a shape a line for those who
 # see no colour; other tools are drawn in the colour of the text.
@@ -49,6 +52,7 @@ STYLE = """
   .series .mark { stroke-width: 1.4 }
   .plain .line { stroke-width: 1.2; stroke-dasharray: 5 4 }
   .plain .mark { stroke-width: 1 }
+  .tuned .line { stroke-width: 3.4 }
   .drawn .line { stroke-width: 2; stroke-dasharray: .1 5 }
   .other { stroke: currentColor }
   .series .leader { stroke-width: .8; stroke-opacity: .55 }
@@ -68,6 +72,8 @@ def arguments():
     parser.add_argument("--schemes", default=SCHEMES)
     parser.add_argument("--calib", action="append", default=[])
     parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--tune")
+    parser.add_argument("--tune-images")
     parser.add_argument("--baseline", action="append", default=[])
     parser.add_argument("--from", action="append", default=[], dest="sources")
     parser.add_argument("--binary", default="target/release/onnx-jmd")
@@ -80,31 +86,45 @@ def arguments():
     return args, further
 
 
+def run(command):
+    """What the binary says in JSON; none if the ratio is out of reach."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode in (NOTHING_TO_DO, UNREACHABLE):
+        return None
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+    return json.loads(done.stdout)
+
+
 def measure(args, further):
-    """Runs the binary once a cell."""
+    """Runs the binary once a cell, and once more where it is tuned."""
     ratios = (args.ratios or "1.25,1.5,2,3,4,6,8").split(",")
     report = {"model": pathlib.Path(args.model).stem, "images": None, "original": None, "rows": []}
+    scored = ["--images", args.images, "--labels", args.labels, "--quiet", "--json", "-"]
     for calib in [*([] if args.no_plain else ["none"]), *args.calib]:
         kind = {"none": "plain", "drawn": "drawn"}.get(calib, "calibrated")
+        shown = args.tune_images or calib
         for scheme in args.schemes.split(","):
-            cells = []
+            rows = [{"name": scheme, "kind": kind, "cells": []}]
+            if args.tune and shown != "none":
+                rows.append({"name": scheme, "kind": "tuned", "cells": []})
             for ratio in ratios:
                 with tempfile.TemporaryDirectory() as folder:
-                    command = [args.binary, args.model, pathlib.Path(folder) / "out.onnx", "--ratio", ratio, "--scheme", scheme,
-                               "--calib", calib, "--images", args.images, "--labels", args.labels,
-                               "--quiet", "--json", "-", *further]
-                    run = subprocess.run(command, capture_output=True, text=True)
-                if run.returncode in (NOTHING_TO_DO, UNREACHABLE):
-                    cells.append({"ratio": float(ratio), "reached": None, "top1": None})
-                    continue
-                if run.returncode:
-                    sys.exit(run.stderr.strip())
-                result = json.loads(run.stdout)
-                score = result["score"]
-                report |= {"images": score["images"], "original": score["top1_before"]}
-                reached = result["totals"]["parameters"]["ratio"]
-                cells.append({"ratio": float(ratio), "reached": reached, "top1": score["top1_after"]})
-            report["rows"].append({"name": scheme, "kind": kind, "cells": cells})
+                    small, tuned = (pathlib.Path(folder) / name for name in ("small.onnx", "tuned.onnx"))
+                    result = run([args.binary, args.model, small, "--ratio", ratio, "--scheme", scheme, "--calib", calib, *scored,
+                                  *further])
+                    scores = [result and result["score"]]
+                    if result and len(rows) > 1:
+                        preprocess = [part for at, part in enumerate(further)
+                                      if "--preprocess" in (part, further[max(at - 1, 0)])]
+                        scores.append(run([args.binary, "tune", small, tuned, "--teacher", args.model, "--calib", shown, "--tune",
+                                           args.tune, *scored, *preprocess])["score"])
+                reached = result and result["totals"]["parameters"]["ratio"]
+                for row, score in zip(rows, scores * len(rows)):
+                    if score:
+                        report |= {"images": score["images"], "original": score["top1_before"]}
+                    row["cells"].append({"ratio": float(ratio), "reached": reached, "top1": score and score["top1_after"]})
+            report["rows"] += rows
             write_json(args.json, report)
     if report["original"] is None:
         sys.exit("no scheme reaches any of these ratios")

@@ -40,6 +40,10 @@ pub(super) struct Tuning {
     #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().shift)]
     tune_shift: f32,
 
+    /// Largest share of an image's side that is cropped away, before the rest is resized to the whole
+    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().zoom)]
+    tune_zoom: f32,
+
     /// Share of images that are mixed with another one
     #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
     tune_mix: f32,
@@ -84,6 +88,7 @@ impl Tuning {
             ("--tune-rate", self.tune_rate != usual.rate),
             ("--tune-features", self.tune_features != usual.features),
             ("--tune-shift", self.tune_shift != usual.shift),
+            ("--tune-zoom", self.tune_zoom != usual.zoom),
             ("--tune-mix", self.tune_mix != usual.mix),
         ];
         match given.iter().find(|(_, given)| *given) {
@@ -101,6 +106,7 @@ impl Tuning {
             all: self.tune_all,
             mirror,
             shift: self.tune_shift,
+            zoom: self.tune_zoom,
             mix: self.tune_mix,
             seed,
             resume: self.resume.clone(),

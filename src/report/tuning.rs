@@ -66,6 +66,11 @@ impl TuningStep {
 }
 
 impl Tuning {
+    /// Whether it ended before every image was shown once, and nobody wanted it to.
+    fn is_short(&self) -> bool {
+        !self.stopped && self.curve.last().is_some_and(|row| row.epoch < 0.99)
+    }
+
     /// The look that was kept.
     #[must_use]
     pub fn kept_row(&self) -> Option<&TuningRow> {
@@ -100,6 +105,9 @@ impl fmt::Display for Tuning {
                 "  epoch {epoch:7.2} {seconds:7.0} s  loss {:8.4}  agreement {agreement}{kept}",
                 row.held_out_loss
             )?;
+        }
+        if self.is_short() {
+            writeln!(f, "  the time was too short to show every image once: give a longer --tune")?;
         }
         if self.kept == 0 {
             writeln!(f, "  tuning did not help: the model is as it was before")?;

@@ -80,7 +80,8 @@ impl Course<'_> {
             None => self.start(progress)?,
         };
         let heeded = self.options.stop.heeded();
-        let (begun, mut said) = (Instant::now(), Instant::now());
+        let begun = Instant::now();
+        let mut said = begun;
         let before = run.seconds;
         let seconds = || before + begun.elapsed().as_secs_f64();
         let mut safe = run.clone();
@@ -129,6 +130,9 @@ impl Course<'_> {
             run.steps += 1;
             (sum, count) = (sum + loss, count + 1);
             if said.elapsed() > PAUSE {
+                if said == begun {
+                    self.warn(&run, seconds(), progress);
+                }
                 said = Instant::now();
                 self.say(&run, sum / count as f64, seconds(), progress);
             }
@@ -170,11 +174,22 @@ impl Course<'_> {
         Ok(())
     }
 
+    /// Says, once there is something to judge by, that the time is too short.
+    fn warn(&self, run: &Run, seconds: f64, progress: &Progress<'_>) {
+        let passes = run.steps as f64 / self.pass() as f64 / self.way(run.steps, seconds).clamp(1e-6, 1.0);
+        if matches!(self.options.budget, Budget::Time(_)) && passes < 1.0 {
+            progress.say(&format!(
+                "the time is too short to show every image once (about {:.0} % of them): give a longer --tune",
+                100.0 * passes
+            ));
+        }
+    }
+
     fn say(&self, run: &Run, loss: f64, seconds: f64, progress: &Progress<'_>) {
         let way = self.way(run.steps, seconds).clamp(1e-6, 1.0);
         let agreement = run.curve.last().map_or(0.0, |row| row.agreement);
         progress.say(&format!(
-            "epoch {:.2}, step {}: loss {loss:.4}, agreement {:.2} % on held-out images, about {:.0} s left",
+            "epoch {:.2}, step {}: loss {loss:.4}, agreement {:.2} % on held-out images at the last look, about {:.0} s left",
             run.steps as f64 / self.pass() as f64,
             run.steps,
             100.0 * agreement,

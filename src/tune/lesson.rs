@@ -31,8 +31,12 @@ pub(super) struct Lesson<'t> {
     seed: u64,
     room: Mutex<Vec<Room>>,
     /// The teacher's outputs for each view, once they are known, where they are few numbers and nothing else is asked of it.
-    answers: Option<Vec<OnceLock<Box<[f32]>>>>,
+    answers: Option<Answers>,
+    /// Its outputs for each held-out sample.
+    held: Option<Answers>,
 }
+
+type Answers = Vec<OnceLock<Box<[f32]>>>;
 
 /// Bytes that an answer takes beside its numbers.
 const ANSWER: usize = size_of::<OnceLock<Box<[f32]>>>() + 16;
@@ -96,9 +100,11 @@ impl<'t> Lesson<'t> {
         outputs.iter_mut().chain(&mut features).zip(energies).for_each(|(point, energy)| point.measure(energy));
         let each: usize = outputs.iter().map(|p| teacher.dims(&p.teacher).map_or(0, |d| d.iter().product())).sum();
         let kept = features.is_empty() && augmentation.mix == 0.0 && each * VIEWS * views.len() <= ANSWERS;
-        let answers = kept.then(|| (0..VIEWS * views.len()).map(|_| OnceLock::new()).collect());
+        let open = |count: usize| -> Answers { (0..count).map(|_| OnceLock::new()).collect() };
+        let answers = kept.then(|| open(VIEWS * views.len()));
+        let held = (each * views.held().len() <= ANSWERS).then(|| open(views.held().len()));
         let room = Mutex::new(Vec::new());
-        Ok(Self { teacher, student, outputs, features, feature_weight, views, augmentation, seed, room, answers })
+        Ok(Self { teacher, student, outputs, features, feature_weight, views, augmentation, seed, room, answers, held })
     }
 
     /// Bytes that lessons take: buffers of each thread, and gradients.
@@ -106,10 +112,10 @@ impl<'t> Lesson<'t> {
         let buffers = self.teacher.workspace_bytes() + self.student.workspace_bytes();
         // Beside the gradients the parameters themselves, their moments, averages, the best and the last safe ones.
         let tensors: usize = self.student.parameters().iter().map(|p| size_of::<f32>() * p.values.len()).sum();
-        let answers = |kept: &Vec<_>| kept.len() * (size_of::<f32>() * self.answer() + ANSWER);
+        let answers = |kept: &Answers| kept.len() * (size_of::<f32>() * self.answer() + ANSWER);
         rayon::current_num_threads() * buffers
             + (self.count() + 11) * tensors
-            + self.answers.as_ref().map_or(0, answers)
+            + [&self.answers, &self.held].into_iter().flatten().map(answers).sum::<usize>()
     }
 
     /// The student's parameters before any step.
@@ -208,16 +214,9 @@ impl<'t> Lesson<'t> {
         self.student.forward(student, parameters, &asked.feed);
         let mut loss = 0.0;
         if let Some(kept) = self.answers.as_ref().zip(asked.place).map(|(answers, place)| &answers[place]) {
-            let answer = kept.get_or_init(|| {
-                self.teacher.forward(teacher, &[], &asked.feed);
-                self.outputs.iter().flat_map(|p| self.teacher.value(teacher, &p.teacher)).copied().collect()
-            });
-            let mut rest = &answer[..];
-            for point in &self.outputs {
-                let size = self.student.value(student, &point.student).len();
-                let (target, others) = rest.split_at(size);
+            let answer = kept.get_or_init(|| self.ask(teacher, &asked.feed));
+            for (point, target) in self.targets(answer) {
                 loss += f64::from(point.loss(target, (self.student, student), Some(share), scratch));
-                rest = others;
             }
         } else {
             self.teacher.forward(teacher, &[], &asked.feed);
@@ -234,6 +233,22 @@ impl<'t> Lesson<'t> {
         loss
     }
 
+    /// The teacher's outputs, one after the other.
+    fn ask(&self, teacher: &mut Workspace, feed: &Feed) -> Box<[f32]> {
+        self.teacher.forward(teacher, &[], feed);
+        self.outputs.iter().flat_map(|p| self.teacher.value(teacher, &p.teacher)).copied().collect()
+    }
+
+    /// Each output with what the teacher gave for it.
+    fn targets<'a>(&'a self, mut answer: &'a [f32]) -> impl Iterator<Item = (&'a Point, &'a [f32])> {
+        self.outputs.iter().map(move |point| {
+            let size = self.teacher.dims(&point.teacher).map_or(0, |d| d.iter().product());
+            let (target, others) = answer.split_at(size);
+            answer = others;
+            (point, target)
+        })
+    }
+
     /// What held-out samples say of some parameters.
     pub(super) fn look(&self, parameters: &[Vec<f32>]) -> Result<Look> {
         let held = self.views.held();
@@ -241,11 +256,17 @@ impl<'t> Lesson<'t> {
             let feed = held.feed(sample)?;
             Ok(self.with_room(|room| {
                 let Room { teacher, student, scratch } = room;
-                self.teacher.forward(teacher, &[], &feed);
                 self.student.forward(student, parameters, &feed);
+                let now;
+                let answer = match &self.held {
+                    Some(held) => held[sample].get_or_init(|| self.ask(teacher, &feed)),
+                    None => {
+                        now = self.ask(teacher, &feed);
+                        &now
+                    }
+                };
                 let (mut loss, mut same, mut energy) = (0.0, 0.0, [0.0; 2]);
-                for point in &self.outputs {
-                    let t = self.teacher.value(teacher, &point.teacher);
+                for (point, t) in self.targets(answer) {
                     loss += f64::from(point.loss(t, (self.student, student), None, scratch));
                     let s = self.student.value(student, &point.student);
                     if point.kind == Kind::Scores {

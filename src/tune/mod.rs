@@ -65,6 +65,8 @@ pub struct TuneOptions {
     pub mirror: bool,
     /// Largest shift of an image, as a share of its side.
     pub shift: f32,
+    /// Largest share of an image's side that is cropped away, the rest resized.
+    pub zoom: f32,
     /// Share of images that are mixed with another.
     pub mix: f32,
     /// Of order, views and mixtures.
@@ -85,6 +87,7 @@ impl Default for TuneOptions {
             all: false,
             mirror: true,
             shift: 0.04,
+            zoom: 0.0,
             mix: 0.0,
             seed: 0,
             resume: None,
@@ -116,6 +119,9 @@ impl TuneOptions {
         if !share(self.shift) || !share(self.mix) {
             return wrong("--tune-shift and --tune-mix are shares, from 0 to 1");
         }
+        if !(0.0..1.0).contains(&self.zoom) {
+            return wrong("--tune-zoom is a share, from 0 to less than 1");
+        }
         if self.batch == 0 {
             return wrong("--batch must be 1 or more");
         }
@@ -124,8 +130,8 @@ impl TuneOptions {
 
     /// What the result follows from, but for how long it goes on.
     fn text(&self) -> String {
-        let Self { batch, rate, features, all, mirror, shift, mix, seed, .. } = self;
-        format!("{batch} {rate} {features} {all} {mirror} {shift} {mix} {seed}")
+        let Self { batch, rate, features, all, mirror, shift, zoom, mix, seed, .. } = self;
+        format!("{batch} {rate} {features} {all} {mirror} {shift} {zoom} {mix} {seed}")
     }
 
     /// What the result follows from.
@@ -204,8 +210,8 @@ pub(crate) fn tuned(
     let sample = views.feed(0)?;
     let teacher_tape = Tape::new(teacher, &fed, &sample, &HashSet::new())?;
     let tape = Tape::new(student, &fed, &sample, &trained)?;
-    let augmentation =
-        Augmentation { axes: views.picture_axes(), mirror: options.mirror, shift: options.shift, mix: options.mix };
+    let &TuneOptions { mirror, shift, zoom, mix, .. } = options;
+    let augmentation = Augmentation { axes: views.picture_axes(), mirror, shift, zoom, mix };
     let held_out = views.held().len();
     let lesson = Lesson::new((&teacher_tape, &tape), options.features, &views, augmentation, options.seed)?;
     let parameters: usize = tape.parameters().iter().map(|p| p.values.len()).sum();
