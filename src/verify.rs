@@ -10,7 +10,6 @@ use crate::rewrite::{Compiled, reference};
 #[cfg(feature = "tune")]
 use crate::runtime::Feed;
 use crate::runtime::{Input, Runner, inputs};
-#[cfg(feature = "tune")]
 use ndarray::ArrayD;
 
 /// Largest rewrite error that rounding explains: f32 products summed in another order through a hundred layers
@@ -43,11 +42,6 @@ fn whole(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOption
     let original = outputs(model, "the model")?;
     let decided = outputs(&reference(model, plan, compiled)?, "the reference")?;
     let written = outputs(&compiled.model, "the compressed model")?;
-    let tally = |a: &[_], b: &[_]| {
-        let mut tally = Tally::default();
-        tally.add(a, b);
-        tally
-    };
     let approximation = tally(&original, &written).approximation();
     found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None)
 }
@@ -68,13 +62,15 @@ pub(crate) fn proved(
     let outputs = |model: &Model, what| Runner::load(model, &inputs, what)?.run_all(&feeds);
     let (original, written) = (outputs(original, "the model")?, outputs(tuned, "the tuned model")?);
     let decided: Vec<Vec<ArrayD<f32>>> = feeds.iter().map(computed).collect();
-    let tally = |a: &[_], b: &[_]| {
-        let mut tally = Tally::default();
-        tally.add(a, b);
-        tally
-    };
     let approximation = tally(&original, &written).approximation();
     found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None)
+}
+
+/// How far apart outputs on the same inputs are.
+fn tally(a: &[Vec<ArrayD<f32>>], b: &[Vec<ArrayD<f32>>]) -> Tally {
+    let mut tally = Tally::default();
+    tally.add(a, b);
+    tally
 }
 
 /// What was found, unless the rewrite was wrong.

@@ -1,9 +1,9 @@
 //! Distillation without labels: the original is the teacher, any images are the questions, and what was decomposed learns to give
 //! the original's answers.
 //!
-//! `tape` is a graph that can be differentiated by its weights; `op`, `conv` and `pool` are its operators. `loss` says how far
-//! the student is from the teacher, `lesson` sums its gradients over a batch, `optimizer` makes it less, `views` and `augment`
-//! are what is shown, `course` is the loop with its looks, its best and its checkpoints.
+//! `tape` is a graph that can be differentiated by its weights, `step` what each node becomes in it; `op`, `conv` and `pool` are its
+//! operators. `loss` says how far the student is from the teacher, `lesson` sums its gradients over a batch, `optimizer` makes it
+//! less, `views` and `augment` are what is shown, `course` is the loop with its looks, its best and its checkpoints.
 
 mod augment;
 mod checkpoint;
@@ -16,6 +16,7 @@ mod optimizer;
 mod pool;
 mod product;
 mod simd;
+mod step;
 mod stop;
 mod tape;
 mod views;
