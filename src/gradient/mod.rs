@@ -1,17 +1,19 @@
 //! What a small change of a value inside a network does to its outputs, for one image: with the forward values given, a
 //! walk from the outputs backwards sums `x̄ = Σ (∂y/∂x)ᵀ·ȳ` over the nodes that read x.
 //!
-//! `rule` reads what a node's derivative depends on, `vjp` computes it, `window` knows how kernels slide.
+//! `rule` says what a node's derivative depends on, `read` finds it in the graph, `vjp` computes it, `window` knows how kernels slide.
 
+mod read;
 mod rule;
 mod vjp;
 mod window;
 
 use crate::onnx::{Graph, captures};
 use ndarray::ArrayD;
+pub(crate) use read::{Constants, read};
+pub(crate) use rule::Rule;
 #[cfg(feature = "tune")]
 pub(crate) use rule::Unary;
-pub(crate) use rule::{Constants, Rule, read};
 use std::collections::{HashMap, HashSet};
 
 #[cfg(feature = "tune")]
@@ -234,7 +236,7 @@ fn blocked<'g>(
         }
         let read = positions(&node.input, flowing);
         let closed = node.output.iter().any(|o| blocked.contains(o.as_str()));
-        let rule = rule::read(node, graph, constants).filter(|rule| {
+        let rule = self::read(node, graph, constants).filter(|rule| {
             (rule.has_several_outputs() || reached == [0])
                 && operands(rule, &node.input, &node.output, &read, constants).is_some()
         });
