@@ -27,7 +27,7 @@ fn report(scene: &Scene, arguments: &str) -> serde_json::Value {
 fn a_compressed_model_comes_nearer_to_its_teacher_and_stays_as_small() {
     let scene = scene();
     let before = report(&scene, "verify in.onnx small.onnx --images images.npy --preprocess 0-1");
-    let found = report(&scene, &format!("{TUNE} --tune 8epochs --batch 8"));
+    let found = report(&scene, &format!("{TUNE} --tune 8epochs --batch 8 --tune-rate 0.02"));
     let after = report(&scene, "verify in.onnx out.onnx --images images.npy --preprocess 0-1");
     let error = |report: &serde_json::Value| report["approximation"]["relative_error"].as_f64().unwrap();
     assert!(error(&after) < 0.5 * error(&before), "{} {}", error(&before), error(&after));

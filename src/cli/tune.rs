@@ -28,9 +28,10 @@ pub(super) struct Tuning {
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
 
-    /// The highest rate of learning: a step changes each tensor by up to this share of its size
-    #[arg(long, value_name = "RATE", default_value_t = TuneOptions::default().rate)]
-    tune_rate: f32,
+    /// The highest rate of learning: a step changes each tensor by up to this share of its size [default: 0.001 to 0.02, the more
+    /// the worse the untuned model is]
+    #[arg(long, value_name = "RATE")]
+    tune_rate: Option<f32>,
 
     /// Weight of what the blocks of the network give beside its outputs; 0 for the outputs alone
     #[arg(long, value_name = "W", default_value_t = TuneOptions::default().features)]

@@ -48,6 +48,9 @@ pub struct Tuning {
     pub images: usize,
     /// Images that were held out.
     pub held_out: usize,
+    /// The highest rate of learning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<f64>,
     /// Looks at the held-out images, the first before any step.
     pub curve: Vec<TuningRow>,
     /// The look that was kept, by its position in the curve; 0 is the untuned model.

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// Changes whenever what the file holds, or what a step does, does.
-const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " tuning 1");
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " tuning 2");
 
 /// A file, and what the run in it follows from.
 pub(super) struct Checkpoint {

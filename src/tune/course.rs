@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 const RETREATS: u32 = 4;
 /// By how much the rate is smaller then.
 const RETREAT: f32 = 0.25;
+/// The rate for a student that says nothing, and the least: what is hardly damaged is best trained slowly.
+const RATES: [f64; 2] = [0.02, 0.001];
 
 /// What is to be done.
 pub(super) struct Course<'c> {
@@ -38,6 +40,8 @@ pub(super) struct Run {
     pub(super) kept: usize,
     steps: u64,
     seconds: f64,
+    /// The highest rate.
+    pub(super) rate: f32,
     /// Of the rate asked for, after retreats.
     caution: f32,
     retreats: u32,
@@ -111,7 +115,7 @@ impl Course<'_> {
             }
             let batch = &order[place * self.batch()..(place + 1) * self.batch()];
             let loss = self.lesson.learn(&run.optimizer.parameters, batch, run.steps, &mut parts)?;
-            let rate = self.options.rate * run.caution * cycle(way as f32);
+            let rate = run.rate * run.caution * cycle(way as f32);
             let moved = loss.is_finite() && run.optimizer.step(parts[0].gradients(), rate);
             if !moved {
                 let (caution, retreats) = (run.caution * RETREAT, run.retreats + 1);
@@ -119,7 +123,7 @@ impl Course<'_> {
                     progress.say("the loss is no number again and again: the best model so far is kept");
                     break;
                 }
-                let rate = self.options.rate * caution;
+                let rate = run.rate * caution;
                 progress.say(&format!("the loss is no number: back to the last look, at a rate of {rate:.1e}"));
                 // What was spent is spent: the steps go on from here, by other images.
                 safe.steps = run.steps + 1;
@@ -144,12 +148,16 @@ impl Course<'_> {
     /// Before the first step.
     fn start(&self, progress: &Progress<'_>) -> Result<Run> {
         let optimizer = Optimizer::new(self.lesson.initial());
-        let Look { loss, agreement } = self.lesson.look(&optimizer.parameters)?;
-        progress.say(&format!("before tuning: agreement {:.2} % on held-out images", 100.0 * agreement));
+        let Look { loss, agreement, damage } = self.lesson.look(&optimizer.parameters)?;
+        let rate = self.options.rate.unwrap_or((RATES[0] * damage).clamp(RATES[1], RATES[0]) as f32);
+        let agreed = 100.0 * agreement;
+        progress
+            .say(&format!("before tuning: agreement {agreed:.2} % on held-out images; the highest rate is {rate:.1e}"));
         let row = TuningRow { epoch: 0.0, step: 0, seconds: 0.0, loss: None, held_out_loss: loss, agreement };
         let best = optimizer.parameters.clone();
         let (curve, seconds) = (vec![row], 0.0);
-        Ok(Run { optimizer, best, curve, kept: 0, steps: 0, seconds, caution: 1.0, retreats: 0, stopped: false })
+        let (caution, retreats, stopped) = (1.0, 0, false);
+        Ok(Run { optimizer, best, curve, kept: 0, steps: 0, seconds, rate, caution, retreats, stopped })
     }
 
     /// Takes a look at the averages, and keeps them if they are the best so far.

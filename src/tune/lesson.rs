@@ -72,6 +72,8 @@ pub(super) struct Look {
     pub(super) loss: f64,
     /// Share of samples of which both give the same class, or of energy that is not error.
     pub(super) agreement: f64,
+    /// The loss as a share of that of a student that says nothing.
+    pub(super) damage: f64,
 }
 
 impl<'t> Lesson<'t> {
@@ -287,7 +289,10 @@ impl<'t> Lesson<'t> {
             true => each.iter().map(|e| e.1).sum::<f64>() / count,
             false => 1.0 - energy(0) / energy(1).max(f64::MIN_POSITIVE),
         };
-        Ok(Look { loss: each.iter().map(|e| e.0).sum::<f64>() / count, agreement })
+        let loss = each.iter().map(|e| e.0).sum::<f64>() / count;
+        let elements = |p: &Point| self.teacher.dims(&p.teacher).map_or(1, |d| d.iter().product());
+        let worst: f64 = self.outputs.iter().map(|p| p.worst(elements(p))).sum();
+        Ok(Look { loss, agreement, damage: loss / worst })
     }
 
     /// The images of a pass in an order of its own.

@@ -42,6 +42,14 @@ impl Point {
         }
     }
 
+    /// The loss of a student that says nothing, about: of scores the same one for each class against a teacher that is sure.
+    pub(super) fn worst(&self, elements: usize) -> f64 {
+        match self.kind {
+            Kind::Scores => f64::from(TEMPERATURE * TEMPERATURE) * (elements.max(2) as f64).ln(),
+            Kind::Square { .. } => 1.0,
+        }
+    }
+
     /// The loss of one sample, `target` being the teacher's value; its gradient, times `share` if there is one, is added to the
     /// student's cotangent.
     pub(super) fn loss(

@@ -56,8 +56,9 @@ pub struct TuneOptions {
     pub budget: Budget,
     /// Images a step.
     pub batch: usize,
-    /// The highest rate: a step changes each tensor by up to this share of its size.
-    pub rate: f32,
+    /// The highest rate: a step changes each tensor by up to this share of its size. None takes the more the worse the untuned
+    /// model is.
+    pub rate: Option<f32>,
     /// Weight of the values inside the networks beside the outputs.
     pub features: f32,
     /// Train every weight, not only what the teacher does not have.
@@ -83,7 +84,7 @@ impl Default for TuneOptions {
         Self {
             budget: Budget::Time(Duration::from_secs(600)),
             batch: 16,
-            rate: 0.01,
+            rate: None,
             features: 0.0,
             all: false,
             mirror: true,
@@ -111,7 +112,7 @@ impl TuneOptions {
             Budget::Epochs(epochs) if !positive(epochs) => return wrong("--tune must be longer than nothing"),
             _ => {}
         }
-        if !positive(self.rate.into()) || self.rate > 1.0 {
+        if self.rate.is_some_and(|rate| !positive(rate.into()) || rate > 1.0) {
             return wrong("--tune-rate must be above 0 and at most 1");
         }
         if !(self.features >= 0.0 && self.features.is_finite()) {
@@ -132,7 +133,7 @@ impl TuneOptions {
     /// What the result follows from, but for how long it goes on.
     fn text(&self) -> String {
         let Self { batch, rate, features, all, mirror, shift, zoom, mix, seed, .. } = self;
-        format!("{batch} {rate} {features} {all} {mirror} {shift} {zoom} {mix} {seed}")
+        format!("{batch} {rate:?} {features} {all} {mirror} {shift} {zoom} {mix} {seed}")
     }
 
     /// What the result follows from.
@@ -232,6 +233,7 @@ pub(crate) fn tuned(
         parameters: parameters as u64,
         images: views.len(),
         held_out,
+        rate: Some(run.rate.into()),
         curve: run.curve,
         kept: run.kept,
         stopped: run.stopped,
