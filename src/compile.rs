@@ -82,7 +82,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
     };
-    if !start.earlier.is_empty() {
+    let stepped = !start.earlier.is_empty();
+    if stepped {
         // Ratios speak of the model as it was given.
         (made.plan.parameters_before, made.plan.options.policy) = (whole.parameters(), asked.plan.policy);
     }
@@ -114,6 +115,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         report.plan = Some(replay.file.path().display().to_string());
         report.notes = replay.notes(original, made.samples.as_deref());
     }
+    report.notes.extend(stepped.then(|| STEPPED.to_owned()));
     report.notes.extend(start.note.into_iter().chain(uncalibrated).chain(circumstances(
         original,
         wide.as_ref(),
@@ -143,6 +145,10 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
 }
+
+/// What a model that was made smaller in steps is held against.
+const STEPPED: &str = "made smaller in steps: errors of kernels, and the error followed through the network, are relative to what the \
+    last step began with";
 
 /// The decisions as the text of a file.
 fn plan_text(original: &Model, options: &Options, plan: &Plan, samples: Option<String>, origin: &Origin) -> String {

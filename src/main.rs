@@ -60,7 +60,8 @@ fn heed_interrupts() {
     let end = || {
         if cli::stop().ask() {
             say(
-                "onnx-jmd: tuning ends: the best model so far is verified and written; interrupt again to write nothing",
+                "onnx-jmd: tuning ends with the best model so far, which is verified and written, or made smaller if this was not the last \
+                 step; interrupt again to write nothing",
             );
             return;
         }

@@ -7,6 +7,8 @@
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::group::find_groups;
+#[cfg(feature = "tune")]
+use crate::images::Images;
 use crate::images::Samples;
 use crate::onnx::{Model, VERSION_KEY, hex};
 use crate::options::Options;
@@ -94,7 +96,7 @@ fn tuned(options: &Options) -> String {
     #[cfg(feature = "tune")]
     let text = options.tuning.as_ref().map(|tuning| {
         // Its images by what they are called: to hash all takes as long as to look at them.
-        let sources: Vec<String> = tuning.images.iter().map(|i| format!("{} {:?}", i.what(), i.seed())).collect();
+        let sources: Vec<String> = tuning.images.iter().map(Images::told).collect();
         format!("{} {} {sources:?}", tuning.options.asked(), options.tuning_steps())
     });
     #[cfg(not(feature = "tune"))]

@@ -11,8 +11,13 @@ use std::borrow::Cow;
 #[cfg(feature = "tune")]
 use {
     crate::group::find_groups, crate::make::made, crate::onnx::Precision, crate::onnx::Storage,
-    crate::plan::RankPolicy, crate::rewrite::undone, crate::tune::tuned, crate::verify::proved,
+    crate::options::Tutoring, crate::plan::Plan, crate::plan::RankPolicy, crate::rewrite::undone, crate::tune::Budget,
+    crate::tune::tuned, crate::verify::proved,
 };
+
+/// Ratios below this are not worth a step.
+#[cfg(feature = "tune")]
+const LEAST: f64 = 1.25;
 
 /// What the last step is made of: the model itself, or what earlier steps have made of it.
 pub(crate) struct Start<'m> {
@@ -71,13 +76,25 @@ impl<'m> Start<'m> {
             start.note = Some(reason.into());
             return Ok(start);
         }
+        if steps > 1 {
+            // What is out of reach is refused before any work.
+            Plan::precheck(model, grouping, &options.plan, options.calibration.is_some())?;
+        }
         let whole = model.parameters() as f64;
         for step in 1..steps {
             let at = ratio.powf(f64::from(step) / f64::from(steps));
+            if at < LEAST {
+                continue;
+            }
             progress.say(&format!("step {step} of {steps}: {at:.2} times smaller"));
             // Batch norms that were folded are not there to be counted any more.
             let counted = start.model.parameters() as f64 / whole;
-            let lesson = tuning.of_step(step, steps);
+            let mut lesson = tuning.of_step(step, steps);
+            let begun = |tutoring: &Tutoring| tutoring.options.resume.as_ref().is_some_and(|path| path.exists());
+            if begun(&lesson) && begun(&tuning.of_step(step + 1, steps)) {
+                // The next step was made from what this one had come to: it goes no further, even if there is more time now.
+                lesson.options.budget = Budget::Epochs(f64::MIN_POSITIVE);
+            }
             let asked = options.step(at * counted, lesson.clone());
             let (made, _) = made(&start.model, &start.grouping, &asked, None, progress);
             let made = made?;

@@ -131,7 +131,8 @@ impl Target {
     }
 
     /// Ten times as much on the diagonal of `Σ`: where inputs hardly vary, rounding may leave more there than the ridge, and
-    /// factors that grow in such directions leave equations that are not positive.
+    /// factors that grow in such directions leave equations that are not positive. What is fitted to stays, so that factors are
+    /// drawn a little towards zero.
     pub(super) fn stiffen(&mut self) {
         self.metric.diag_mut().mapv_inplace(|d| d + 9.0 * self.ridge);
         self.ridge *= 10.0;

@@ -208,6 +208,8 @@ fn convolutions() {
         conv(&[2, 4, 3, 2], &[string("auto_pad", mode), ints("strides", &[2, 2])]);
         conv(&[2, 4, 2, 3], &[string("auto_pad", mode)]);
     }
+    // Padded by more than there is.
+    conv(&[3, 4, 3, 3], &[ints("pads", &[9; 4]), ints("dilations", &[9, 9])]);
     let line = [ints("pads", &[1, 1]), ints("strides", &[2])];
     Net::of(&[1, 3, 9], "Conv", &[&[2, 3, 3], &[2]], &line).check();
 }

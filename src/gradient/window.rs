@@ -95,7 +95,8 @@ impl Slide {
     /// Outputs at which a tap meets the input.
     fn outputs(&self, tap: usize) -> Range<usize> {
         let shift = tap * self.dilation;
-        let from = self.before.saturating_sub(shift).div_ceil(self.stride);
+        // A pad may be wider than the plane.
+        let from = self.before.saturating_sub(shift).div_ceil(self.stride).min(self.output);
         let to = (self.input + self.before).saturating_sub(shift).div_ceil(self.stride).min(self.output);
         from..to.max(from)
     }

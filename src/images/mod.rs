@@ -179,6 +179,16 @@ impl Images {
         }
     }
 
+    /// All that can be told of them without a look at their pixels.
+    #[cfg(feature = "tune")]
+    pub(crate) fn told(&self) -> String {
+        let Self { source, preprocessing, part, .. } = self;
+        match &**source {
+            Source::Drawn { seed, count } => format!("{count} drawn by {seed} {preprocessing:?} {part:?}"),
+            Source::Arrays { .. } | Source::Files { .. } => format!("{} {preprocessing:?} {part:?}", self.what()),
+        }
+    }
+
     /// The seed of drawn pictures; none of others.
     pub(crate) fn seed(&self) -> Option<u64> {
         match *self.source {
@@ -553,8 +563,10 @@ impl Samples {
         };
         let number = index * self.slots.len() + place;
         let size = p.channels * p.height * p.width;
+        // Of which part it is makes it no other picture.
+        let drawn = (at * self.slots.len() + place) as u64;
         let make = || match &*self.images.source {
-            Source::Drawn { seed, .. } => Ok(drawn::draw(*seed, number as u64, p.height, p.width, p.channels)),
+            Source::Drawn { seed, .. } => Ok(drawn::draw(*seed, drawn, p.height, p.width, p.channels)),
             Source::Files { files, .. } => folder::decode(&files[at], p.height, p.width, p.channels),
             Source::Arrays { .. } => Ok(Vec::new()),
         };
@@ -592,6 +604,16 @@ mod tests {
         turned.invert_axis(Axis(3));
         assert_eq!(two[1][0], turned);
         assert_ne!(two[1][0], one[0][0]);
+        // What is held out is not shown, of drawn ones either.
+        #[cfg(feature = "tune")]
+        for images in [&images, &Images::drawn(1, 20, &Preprocessing::default()).unwrap()] {
+            let all = |images: Images| {
+                let samples = images.fit(&model, &shapes(&inputs), None).unwrap();
+                samples.feeds(0..samples.len()).unwrap()
+            };
+            let (shown, held) = (all(images.shown()), all(images.held_out()));
+            assert!(shown.len() == 9 * held.len() && held.len() >= 2 && held.iter().all(|h| !shown.contains(h)));
+        }
         // Drawn pictures are as many as are wanted.
         assert!(!fit(&Images::drawn(1, 3, &Preprocessing::default()).unwrap()).mirror());
     }

@@ -40,14 +40,16 @@ pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &A
         if kernel.shape() != conv.shape {
             return Err(foreign(conv, "has factors of other shapes"));
         }
-        let bias = patch.bias.as_ref().map(|name| {
+        // Its own stays where it is.
+        let made = patch.bias.as_ref().filter(|name| conv.bias.as_ref() != Some(name));
+        let bias = made.map(|name| {
             let found = values(name).ok_or_else(|| foreign(conv, "has lost its bias"))?;
             Ok(found.iter().copied().collect::<Vec<f32>>())
         });
         replaced.push((conv, kernel, bias.transpose()?));
     }
     let also = &mut |graph: &mut GraphProto, _: &mut Namer| amend(graph, plan, amends, precision, &mut namer);
-    let whole = with_kernels(model, replaced.iter().cloned(), also)?;
+    let whole = with_kernels(&with_node_names(model, members()), replaced.iter().cloned(), also)?;
     let values = tuned.iter().filter_map(|(name, values)| Some((name.as_str(), values.as_slice()?)));
     let whole = whole.with_floats(&values.collect());
     Ok(with_old_names(&whole, members()))
@@ -76,6 +78,18 @@ fn multiplied(
         sum = Some(sum.map_or(product.clone(), |sum| sum + product));
     }
     Ok(sum.unwrap_or_default())
+}
+
+/// The model with names for those of some convolutions that have none: what these are called depends on what they give.
+fn with_node_names<'c>(model: &Model, convs: impl Iterator<Item = &'c Conv>) -> Model {
+    let mut proto = model.proto().clone();
+    let Some(graph) = &mut proto.graph else { return model.clone() };
+    for conv in convs.flat_map(Conv::all) {
+        if let Some(node) = graph.node.get_mut(conv.node).filter(|n| n.name().is_empty()) {
+            node.name = Some(conv.name.clone());
+        }
+    }
+    Model::from_proto(proto)
 }
 
 /// The model with kernels and biases of convolutions under the names that they had, where nothing else has these now.

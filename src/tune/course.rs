@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// Steps between two looks at most, and with a time as budget seconds.
 const LOOK: (u64, Duration) = (500, Duration::from_secs(60));
+/// With a time as budget, times that a look takes are let pass before the next.
+const SELDOM: u32 = 9;
 /// Least time between two lines.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Times that a loss which is no number is answered by going back to the last look with a smaller rate.
@@ -89,7 +91,7 @@ impl Course<'_> {
         let before = run.seconds;
         let seconds = || before + begun.elapsed().as_secs_f64();
         let mut safe = run.clone();
-        let mut looked = Instant::now();
+        let (mut looked, mut took) = (Instant::now(), Duration::ZERO);
         let (mut sum, mut count) = (0.0, 0u64);
         let mut parts = self.lesson.parts();
         let (mut order, mut of) = (Vec::new(), None);
@@ -97,10 +99,11 @@ impl Course<'_> {
             let way = self.way(run.steps, seconds());
             run.stopped = self.options.stop.asked();
             let due = count >= self.pass().min(LOOK.0)
-                || (matches!(self.options.budget, Budget::Time(_)) && looked.elapsed() > LOOK.1);
+                || (matches!(self.options.budget, Budget::Time(_)) && looked.elapsed() > LOOK.1.max(SELDOM * took));
             if (way >= 1.0 || run.stopped || due) && count > 0 {
+                let before = Instant::now();
                 self.look(&mut run, seconds(), sum / count as f64, progress)?;
-                (sum, count, looked) = (0.0, 0, Instant::now());
+                (sum, count, looked, took) = (0.0, 0, Instant::now(), before.elapsed());
                 safe = run.clone();
                 if let Some(checkpoint) = &self.checkpoint {
                     checkpoint.write(&run)?;

@@ -1,7 +1,7 @@
 //! One batch: views of images, the teacher's answers, and the gradient of how far the student is from them.
 
 use super::augment::Augmentation;
-use super::loss::{Kind, Point};
+use super::loss::{Energy, Point};
 use super::optimizer::summed;
 use super::tape::{Gradients, Tape, Workspace};
 use super::views::Views;
@@ -91,15 +91,15 @@ impl<'t> Lesson<'t> {
             features.clear();
         }
         let mut workspace = teacher.workspace();
-        let mut energies = vec![0.0f32; outputs.len() + features.len()];
+        let mut energies = vec![Energy::default(); outputs.len() + features.len()];
         let count = views.len().min(MEASURED);
         for number in 0..count {
             teacher.forward(&mut workspace, &[], &views.feed(number * views.len() / count)?);
             for (point, energy) in outputs.iter().chain(&features).zip(&mut energies) {
-                *energy += point.energy(teacher, &workspace) / count as f32;
+                energy.add(teacher.value(&workspace, &point.teacher));
             }
         }
-        outputs.iter_mut().chain(&mut features).zip(energies).for_each(|(point, energy)| point.measure(energy));
+        outputs.iter_mut().chain(&mut features).zip(&energies).for_each(|(point, energy)| point.measure(energy));
         let each: usize = outputs.iter().map(|p| teacher.dims(&p.teacher).map_or(0, |d| d.iter().product())).sum();
         let kept = features.is_empty() && augmentation.mix == 0.0 && each * VIEWS * views.len() <= ANSWERS;
         let open = |count: usize| -> Answers { (0..count).map(|_| OnceLock::new()).collect() };
@@ -254,6 +254,7 @@ impl<'t> Lesson<'t> {
     /// What held-out samples say of some parameters.
     pub(super) fn look(&self, parameters: &[Vec<f32>]) -> Result<Look> {
         let held = self.views.held();
+        let scores = self.outputs.iter().filter(|p| p.kind.is_scores()).count();
         let each = (0..held.len()).into_par_iter().with_max_len(4).map(|sample| {
             let feed = held.feed(sample)?;
             Ok(self.with_room(|room| {
@@ -271,8 +272,8 @@ impl<'t> Lesson<'t> {
                 for (point, t) in self.targets(answer) {
                     loss += f64::from(point.loss(t, (self.student, student), None, scratch));
                     let s = self.student.value(student, &point.student);
-                    if point.kind == Kind::Scores {
-                        same += f64::from(u8::from(largest(t) == largest(s))) / self.outputs.len() as f64;
+                    if point.kind.is_scores() {
+                        same += f64::from(u8::from(largest(t) == largest(s))) / scores as f64;
                     }
                     energy[0] += t.iter().zip(s).map(|(t, s)| f64::from((t - s) * (t - s))).sum::<f64>();
                     energy[1] += t.iter().map(|t| f64::from(t * t)).sum::<f64>();
@@ -283,9 +284,8 @@ impl<'t> Lesson<'t> {
         let each: Vec<Result<(f64, f64, [f64; 2])>> = each.collect();
         let each = each.into_iter().collect::<Result<Vec<_>>>()?;
         let count = each.len().max(1) as f64;
-        let scores = self.outputs.iter().any(|p| p.kind == Kind::Scores);
         let energy = |i: usize| each.iter().map(|e| e.2[i]).sum::<f64>();
-        let agreement = match scores {
+        let agreement = match scores > 0 {
             true => each.iter().map(|e| e.1).sum::<f64>() / count,
             false => 1.0 - energy(0) / energy(1).max(f64::MIN_POSITIVE),
         };

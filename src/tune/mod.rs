@@ -180,8 +180,12 @@ impl Tuned {
     }
 }
 
-/// Images without which there is nothing to learn from.
-const LEAST_IMAGES: usize = 20;
+/// Images without which there is nothing to learn from: twenty, less those held out.
+const LEAST_IMAGES: usize = 18;
+/// Held-out images without which there is nothing to judge by.
+const LEAST_HELD: usize = 2;
+/// How the names end of what is written where an operator demands a bias.
+const NO_BIAS: &str = "/jmd_zero";
 
 /// Trains `student` to do what `teacher` does on some images. Both are in float32.
 ///
@@ -206,8 +210,13 @@ pub(crate) fn tuned(
     }
     let views = Views::new(images, teacher, &fed)?;
     if views.len() < LEAST_IMAGES {
-        let reason = format!("{} images are too few to learn from: give at least {LEAST_IMAGES}", views.len());
+        let reason = format!("{} images are too few to learn from: give at least 20", views.len());
         return Err(Error::Tuning(reason));
+    }
+    if views.held().len() < LEAST_HELD {
+        let reason =
+            "one image in ten is held out to judge by, of drawn ones beside others none: give at least 20 images";
+        return Err(Error::Tuning(reason.into()));
     }
     let sample = views.feed(0)?;
     let teacher_tape = Tape::new(teacher, &fed, &sample, &HashSet::new())?;
@@ -275,6 +284,8 @@ fn trainable(teacher: &Model, student: &Model, all: bool) -> Result<HashSet<Stri
     let wanted = own.filter(|(name, values)| {
         let uses = graph.uses(name);
         let asked = if all { values.len() > 1 } else { theirs.get(name) != Some(values) };
+        // What stands for no bias stays none.
+        let asked = asked && !name.ends_with(NO_BIAS);
         asked && graph.constant(name).is_some() && !uses.is_empty() && uses.iter().all(learns)
     });
     Ok(wanted.map(|(name, _)| name).collect())

@@ -44,7 +44,7 @@ impl Optimizer {
         if !length.is_finite() {
             return false;
         }
-        if self.steps == 0 {
+        if self.length == 0.0 {
             self.length = length;
         }
         let shorten = (LONGEST * self.length / length.max(f32::MIN_POSITIVE)).min(1.0);

@@ -46,9 +46,11 @@ pub(super) fn native(node: &NodeProto, rule: Option<&Rule>, shapes: &[&[usize]],
         Rule::Gemm { alpha, beta, transposed: [false, transposed] } if (*alpha, *beta) == (1.0, 1.0) => {
             let &[rows, inputs] = first else { return None };
             let outputs = *output.get(1)?;
-            // A row of numbers, or all of them.
-            let fits =
-                shapes.get(2).is_none_or(|b| b.last() == Some(&outputs) && b[..b.len() - 1].iter().all(|&d| d == 1));
+            // A row of numbers, or one for all.
+            let fits = shapes.get(2).is_none_or(|b| {
+                let rest = if b.last() == Some(&outputs) { &b[..b.len() - 1] } else { b };
+                rest.iter().all(|&d| d == 1)
+            });
             fits.then(|| all(Box::new(Linear { rows, inputs, outputs, transposed: *transposed })))?
         }
         Rule::MatMul => {
@@ -205,6 +207,9 @@ impl Builder<'_> {
             let position = node.input.iter().position(|i| i == name)?;
             if let Some(tensor) = self.graph.constant(name) {
                 return Some(TensorProto { name: Some((*name).to_owned()), ..tensor.clone() });
+            }
+            if let Some(tensor) = self.graph.folded(name) {
+                return Some(TensorProto { name: Some((*name).to_owned()), ..tensor });
             }
             let values = self.seen.values.get(*name)?;
             let float = matches!((node.op_type(), position), ("Resize", 1 | 2) | ("Upsample", 1) | ("Pad", 2));

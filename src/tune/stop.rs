@@ -38,5 +38,7 @@ pub(super) struct Heeded<'s>(&'s Stop);
 impl Drop for Heeded<'_> {
     fn drop(&mut self) {
         self.0.0.tuning.store(false, Ordering::SeqCst);
+        // It was heeded: a later step is another.
+        self.0.0.asked.store(false, Ordering::SeqCst);
     }
 }
