@@ -167,7 +167,9 @@ fn guarded<T>(action: impl FnOnce() -> TractResult<T>) -> std::result::Result<T,
     match catch_unwind(AssertUnwindSafe(action)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
-            let chain: Vec<String> = error.chain().map(|e| e.to_string().replace('\n', " ")).collect();
+            // Without the graph that tract prints behind some of its sentences.
+            let said = |text: String| text.split(" ModelPatch {").next().unwrap_or_default().replace('\n', " ");
+            let chain: Vec<String> = error.chain().map(|e| said(e.to_string())).collect();
             Err(chain.join(": "))
         }
         Err(panic) => {

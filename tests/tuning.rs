@@ -6,7 +6,7 @@ use onnx_jmd::Model;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::scene::{Scene, fixture, npy};
-use support::{ConvSpec, ModelBuilder, small_resnet};
+use support::{ConvSpec, ModelBuilder, ints, small_resnet};
 
 /// A small network, the same at a ratio by its plain weights, and 60 images.
 fn scene() -> Scene {
@@ -137,6 +137,54 @@ fn a_high_ratio_is_gone_down_to_in_steps() {
     ] {
         let said = scene.fails(&format!("in.onnx out.onnx {wrong} -q"), 2);
         assert!(said.contains(says), "{said}");
+    }
+}
+
+/// Unnamed nodes, one bias that two convolutions read, biases that are constant nodes or one number for all, fully connected layers
+/// of a version in which they need a bias, and initializers that are inputs.
+#[test]
+fn steps_of_models_as_old_exporters_write_them() {
+    let mut net = ModelBuilder::new(&[1, 3, 16, 16], 5);
+    (net.ir_version, net.opset) = (3, 9);
+    let window =
+        |stride: usize| vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1; 4]), ints("strides", &[stride, stride])];
+    let bias = net.tensor("bias", &[24], 0.1);
+    let mut x = "image".to_owned();
+    for (at, inputs) in [3, 24, 24].into_iter().enumerate() {
+        let kernel = net.tensor(&format!("kernel{at}"), &[24, inputs, 3, 3], 0.1);
+        let y = net.node("Conv", &[&x, &kernel, &bias], &format!("conv{at}"), window(1 + at % 2));
+        x = net.node("Relu", &[&y], &format!("relu{at}"), vec![]);
+    }
+    let small = vec![ints("kernel_shape", &[4, 4]), ints("strides", &[4, 4])];
+    let x = net.node("AveragePool", &[&x], "small", small);
+    let flat = net.node("Flatten", &[&x], "flat", vec![]);
+    let hidden = net.tensor("hidden", &[24 * 4, 40], 0.1);
+    let one = net.tensor("one", &[1], 0.1);
+    let y = net.node("Gemm", &[&flat, &hidden, &one], "fc1", vec![]);
+    let y = net.node("Relu", &[&y], "relu3", vec![]);
+    let last = net.tensor("last", &[40, 6], 0.2);
+    let zero = net.tensor("zero", &[6], 0.1);
+    let y = net.node("Gemm", &[&y, &last, &zero], "scores", vec![]);
+    let mut model = net.build_proto(&[&y]);
+    model.graph.iter_mut().flat_map(|g| &mut g.node).for_each(|n| n.name = None);
+    let scene = Scene::new(&prost::Message::encode_to_vec(&model));
+    let pixels: Vec<u8> = (0..60 * 3 * 16 * 16u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(scene.path("images.npy"), npy("|u1", &[60, 3, 16, 16], &pixels)).unwrap();
+    for calib in ["images.npy", "none"] {
+        let drawn = if calib == "none" { "--tune-drawn 60" } else { "" };
+        let arguments = format!(
+            "in.onnx out.onnx --ratio 3 --calib {calib} --preprocess 0-1 --tune 2epochs --tune-steps 2 {drawn}"
+        );
+        let found = report(&scene, &arguments);
+        assert_eq!(found["tuning"]["earlier"].as_array().unwrap().len(), 1);
+        assert!(found["verification"]["rewrite_error"].as_f64().unwrap() < 1e-4);
+        let out = support::decode(&scene.read("out.onnx")).graph.unwrap();
+        assert!(out.node.iter().any(|n| n.name() == "Conv(conv1)/jmd_first"), "{:?}", out.node);
+        // What stands for no bias says nothing still.
+        let zeros = out.initializer.iter().filter(|t| t.name().ends_with("jmd_zero"));
+        assert!(zeros.clone().count() > 0 && zeros.clone().all(|t| t.raw_data().iter().all(|&b| b == 0)));
+        let known: Vec<&str> = out.input.iter().map(|i| i.name()).collect();
+        assert!(out.initializer.iter().all(|t| known.contains(&t.name())), "{known:?}");
     }
 }
 
