@@ -77,7 +77,8 @@ fn compression_and_tuning_in_one_run() {
     std::fs::write(scene.path("images.npy"), npy("|u1", &[60, 3, 32, 32], &pixels)).unwrap();
     let arguments = "in.onnx out.onnx --ratio 2 --calib images.npy --preprocess 0-1";
     let untuned = report(&scene, arguments);
-    let tuned = report(&scene, &format!("{arguments} --tune 4epochs --batch 8"));
+    let tuned = report(&scene, &format!("{arguments} --tune 4epochs --batch 8 --report page.html"));
+    assert!(scene.text("page.html").contains("<h2>Tuning</h2>"));
     assert!(untuned["tuning"].is_null());
     let curve = tuned["tuning"]["curve"].as_array().unwrap();
     let kept = &curve[tuned["tuning"]["kept"].as_u64().unwrap() as usize];
