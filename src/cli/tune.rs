@@ -45,9 +45,9 @@ pub(super) struct Tuning {
     #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().zoom)]
     tune_zoom: f32,
 
-    /// Share of images that are mixed with another one
-    #[arg(long, value_name = "SHARE", default_value_t = TuneOptions::default().mix)]
-    tune_mix: f32,
+    /// Share of images that are mixed with another one [default: 1 where there are fewer than 2000, otherwise 0]
+    #[arg(long, value_name = "SHARE")]
+    tune_mix: Option<f32>,
 }
 
 /// What a run that compresses says of its tuning elsewhere.

@@ -69,8 +69,8 @@ pub struct TuneOptions {
     pub shift: f32,
     /// Largest share of an image's side that is cropped away, the rest resized.
     pub zoom: f32,
-    /// Share of images that are mixed with another.
-    pub mix: f32,
+    /// Share of images that are mixed with another; none mixes all where there are few.
+    pub mix: Option<f32>,
     /// Of order, views and mixtures.
     pub seed: u64,
     /// Keep the state in this file after every look, and go on from there if it holds one of the same run.
@@ -90,7 +90,7 @@ impl Default for TuneOptions {
             mirror: true,
             shift: 0.04,
             zoom: 0.0,
-            mix: 0.0,
+            mix: None,
             seed: 0,
             resume: None,
             stop: Stop::default(),
@@ -118,7 +118,7 @@ impl TuneOptions {
         if !(self.features >= 0.0 && self.features.is_finite()) {
             return wrong("--tune-features must be 0 or more");
         }
-        if !share(self.shift) || !share(self.mix) {
+        if !share(self.shift) || !self.mix.is_none_or(share) {
             return wrong("--tune-shift and --tune-mix are shares, from 0 to 1");
         }
         if !(0.0..1.0).contains(&self.zoom) {
@@ -133,7 +133,7 @@ impl TuneOptions {
     /// What the result follows from, but for how long it goes on.
     fn text(&self) -> String {
         let Self { batch, rate, features, all, mirror, shift, zoom, mix, seed, .. } = self;
-        format!("{batch} {rate:?} {features} {all} {mirror} {shift} {zoom} {mix} {seed}")
+        format!("{batch} {rate:?} {features} {all} {mirror} {shift} {zoom} {mix:?} {seed}")
     }
 
     /// What the result follows from.
@@ -182,6 +182,8 @@ impl Tuned {
 
 /// Images without which there is nothing to learn from: twenty, less those held out.
 const LEAST_IMAGES: usize = 18;
+/// Fewer images than this are learnt by heart, if each is shown by itself.
+const FEW: usize = 2000;
 /// Held-out images without which there is nothing to judge by.
 const LEAST_HELD: usize = 2;
 /// How the names end of what is written where an operator demands a bias.
@@ -221,7 +223,8 @@ pub(crate) fn tuned(
     let sample = views.feed(0)?;
     let teacher_tape = Tape::new(teacher, &fed, &sample, &HashSet::new())?;
     let tape = Tape::new(student, &fed, &sample, &trained)?;
-    let &TuneOptions { mirror, shift, zoom, mix, .. } = options;
+    let &TuneOptions { mirror, shift, zoom, .. } = options;
+    let mix = options.mix.unwrap_or(if views.len() < FEW { 1.0 } else { 0.0 });
     let augmentation = Augmentation { axes: views.picture_axes(), mirror, shift, zoom, mix };
     let held_out = views.held().len();
     let lesson = Lesson::new((&teacher_tape, &tape), options.features, &views, augmentation, options.seed)?;
