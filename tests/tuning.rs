@@ -235,7 +235,7 @@ fn an_interrupt_ends_it_with_the_best_so_far() {
     let scene = scene();
     let mut child = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"))
         .args(TUNE.split(' '))
-        .args(["--tune", "1h", "--batch", "4"])
+        .args(["--tune", "3m", "--batch", "4"])
         .current_dir(scene.path(""))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
