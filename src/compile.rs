@@ -148,7 +148,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
 
 /// What a model that was made smaller in steps is held against.
 const STEPPED: &str = "made smaller in steps: errors of kernels, and the error followed through the network, are relative to what the \
-    last step began with";
+    last step began with, of which other ratios of the curve are made, too";
 
 /// The decisions as the text of a file.
 fn plan_text(original: &Model, options: &Options, plan: &Plan, samples: Option<String>, origin: &Origin) -> String {

@@ -66,6 +66,10 @@ pub struct Tutoring {
 #[cfg(feature = "tune")]
 const STEPPED: (f64, u32) = (10.0, 2);
 
+/// There are fewer steps where each would make the model smaller by less than this.
+#[cfg(feature = "tune")]
+const LEAST_STEP: f64 = 1.25;
+
 #[cfg(feature = "tune")]
 impl Tutoring {
     /// What is done in one of several steps, counted from 1.
@@ -127,7 +131,9 @@ impl Options {
     pub(crate) fn tuning_steps(&self) -> u32 {
         match (&self.tuning, self.plan.policy) {
             (Some(tuning), RankPolicy::Ratio(ratio)) if self.is_stepped() => {
-                tuning.steps.unwrap_or(if ratio >= STEPPED.0 { STEPPED.1 } else { 1 })
+                let asked = tuning.steps.unwrap_or(if ratio >= STEPPED.0 { STEPPED.1 } else { 1 });
+                let worth = |&steps: &u32| ratio.powf(1.0 / f64::from(steps)) >= LEAST_STEP;
+                (2..=asked).rev().find(worth).unwrap_or(1)
             }
             _ => 1,
         }

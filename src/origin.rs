@@ -92,16 +92,19 @@ fn asked(options: &Options) -> String {
 }
 
 /// How the factors are tuned; nothing if they are not.
+#[cfg(feature = "tune")]
 fn tuned(options: &Options) -> String {
-    #[cfg(feature = "tune")]
     let text = options.tuning.as_ref().map(|tuning| {
         // Its images by what they are called: to hash all takes as long as to look at them.
         let sources: Vec<String> = tuning.images.iter().map(Images::told).collect();
         format!("{} {} {sources:?}", tuning.options.asked(), options.tuning_steps())
     });
-    #[cfg(not(feature = "tune"))]
-    let text = options.images.as_ref().and(None::<String>);
     text.unwrap_or_default()
+}
+
+#[cfg(not(feature = "tune"))]
+fn tuned(_: &Options) -> String {
+    String::new()
 }
 
 /// Bounds that the result was held against, and on what; whether it was proved.

@@ -15,10 +15,6 @@ use {
     crate::tune::tuned, crate::verify::proved,
 };
 
-/// Ratios below this are not worth a step.
-#[cfg(feature = "tune")]
-const LEAST: f64 = 1.25;
-
 /// What the last step is made of: the model itself, or what earlier steps have made of it.
 pub(crate) struct Start<'m> {
     /// With the values that it has learnt in factors, and one convolution for each chain.
@@ -83,9 +79,6 @@ impl<'m> Start<'m> {
         let whole = model.parameters() as f64;
         for step in 1..steps {
             let at = ratio.powf(f64::from(step) / f64::from(steps));
-            if at < LEAST {
-                continue;
-            }
             progress.say(&format!("step {step} of {steps}: {at:.2} times smaller"));
             // Batch norms that were folded are not there to be counted any more.
             let counted = start.model.parameters() as f64 / whole;

@@ -147,7 +147,8 @@ pub(super) struct Compress {
     #[arg(long, value_name = "TIME|Nepochs", value_parser = budget, help_heading = "Tuning")]
     tune: Option<Budget>,
 
-    /// Make the model smaller in N steps, and tune it after each for its share of the time: by default 2 from --ratio 10 on
+    /// Make the model smaller in N steps, and tune it after each for its share of the time: by default 2 from --ratio 10 on;
+    /// fewer where each would make it less than 1.25 times smaller
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10), help_heading = "Tuning")]
     tune_steps: Option<u32>,
 

@@ -69,7 +69,7 @@ impl TuningStep {
 }
 
 impl Tuning {
-    /// Whether it ended before every image was shown once, and nobody wanted it to.
+    /// Whether it ended before every image was shown once, uninterrupted.
     fn is_short(&self) -> bool {
         !self.stopped && self.curve.last().is_some_and(|row| row.epoch < 0.99)
     }
@@ -110,7 +110,7 @@ impl fmt::Display for Tuning {
             )?;
         }
         if self.is_short() {
-            writeln!(f, "  the time was too short to show every image once: give a longer --tune")?;
+            writeln!(f, "  not every image was shown once: give a longer --tune")?;
         }
         if self.kept == 0 {
             writeln!(f, "  tuning did not help: the model is as it was before")?;
