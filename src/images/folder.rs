@@ -1,6 +1,6 @@
 //! Folders and what is in them: PNG and JPEG pictures, and ONNX tensors (`.pb`).
 
-use super::{Key, Stored};
+use super::stored::{Key, Stored};
 use crate::error::{Error, Result};
 use crate::onnx::read_tensor;
 use image::imageops::FilterType;

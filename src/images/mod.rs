@@ -4,18 +4,19 @@ mod drawn;
 mod folder;
 mod npy;
 mod preprocess;
+mod samples;
+mod slot;
+mod stored;
 
 use crate::error::{Error, Result};
 use crate::onnx::{Elements, Graph, Model, pixel_range};
-use ndarray::{ArrayD, ArrayView3, Axis, IxDyn};
-use preprocess::Affine;
 pub use preprocess::{Layout, Preprocessing, Preset};
-use rayon::prelude::*;
+pub(crate) use samples::Samples;
+use slot::{Slot, picture};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use stored::{Key, Stored};
 
-/// Decoded or drawn pictures that are kept, in bytes; others are made anew each time.
-const CACHE: usize = 512 << 20;
 /// Least height and width of an input that pictures are drawn for.
 const LEAST_SIDE: usize = 8;
 
@@ -60,22 +61,6 @@ enum Source {
     Files { path: PathBuf, files: Vec<PathBuf> },
     /// Pictures drawn here.
     Drawn { seed: u64, count: usize },
-}
-
-/// An array for one of the model's inputs.
-#[derive(Debug)]
-struct Stored {
-    key: Key,
-    path: PathBuf,
-    shape: Vec<usize>,
-    values: Elements,
-}
-
-/// The input that an array is for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Key {
-    Name(String),
-    Place(usize),
 }
 
 impl Images {
@@ -318,275 +303,11 @@ fn quoted<'n>(names: impl Iterator<Item = &'n str>) -> String {
     if names.is_empty() { "(none)".into() } else { names.join(", ") }
 }
 
-/// The picture that an input reads.
-#[derive(Debug, Clone, Copy)]
-struct Picture {
-    layout: Layout,
-    channels: usize,
-    height: usize,
-    width: usize,
-}
-
-/// `[1, C, H, W]` or `[1, H, W, C]` with 1, 3 or 4 channels.
-fn picture(dims: &[usize]) -> Option<Picture> {
-    let channels = |n: usize| matches!(n, 1 | 3 | 4);
-    match *dims {
-        [1, c, height, width] if channels(c) => Some(Picture { layout: Layout::Nchw, channels: c, height, width }),
-        [1, height, width, c] if channels(c) => Some(Picture { layout: Layout::Nhwc, channels: c, height, width }),
-        _ => None,
-    }
-}
-
-/// One of the model's inputs.
-#[derive(Debug)]
-struct Slot {
-    name: String,
-    dims: Vec<usize>,
-    picture: Option<Picture>,
-    /// What is done to pixels; none leaves values as they are.
-    affine: Option<Affine>,
-    /// The sentence that says what was assumed.
-    assumed: Option<String>,
-    integer: bool,
-}
-
-impl Slot {
-    fn channels(&self) -> usize {
-        let first = self.dims.get(1).copied().unwrap_or(1);
-        self.picture.map_or(first, |p| p.channels)
-    }
-
-    /// One sample's values as the model reads them; `swapped` if channels stand last in one of the two and not in the other.
-    fn made(&self, values: Elements, swapped: bool) -> Option<ArrayD<f32>> {
-        let plain = Affine::default();
-        let (affine, channels) = (self.affine.as_ref(), self.channels());
-        let mut values = match (affine, values) {
-            (Some(affine), values) => affine.scaled(values),
-            (None, Elements::Bytes(bytes)) => bytes.into_iter().map(f32::from).collect(),
-            (None, Elements::Floats(values) | Elements::Integers(values)) => values,
-        };
-        let last = self.picture.is_some_and(|p| p.layout == Layout::Nhwc);
-        if let Some(p) = self.picture.filter(|_| swapped) {
-            let (from, axes) = match p.layout {
-                Layout::Nchw => ((p.height, p.width, p.channels), [2, 0, 1]),
-                Layout::Nhwc => ((p.channels, p.height, p.width), [1, 2, 0]),
-            };
-            let view = ArrayView3::from_shape(from, &values).ok()?;
-            values = view.permuted_axes(axes).iter().copied().collect();
-        }
-        let plane = (values.len() / channels.max(1)).max(1);
-        let channel_of = |at: usize| if last { at % channels } else { at / plane };
-        affine.unwrap_or(&plain).normalise(&mut values, channel_of);
-        ArrayD::from_shape_vec(IxDyn(&self.dims), values).ok()
-    }
-}
-
-/// How a stored array is cut into samples of an input.
-struct Way {
-    count: usize,
-    swapped: bool,
-}
-
-impl Stored {
-    /// An array that holds something, and only numbers.
-    fn new(path: &Path, key: Key, shape: Vec<usize>, values: Elements) -> Result<Self> {
-        let stored = Self { key, path: path.to_owned(), shape, values };
-        if stored.shape.contains(&0) {
-            return Err(stored.wrong("it holds no images".into()));
-        }
-        if let Elements::Floats(values) = &stored.values
-            && values.iter().any(|x| !x.is_finite())
-        {
-            return Err(stored.wrong("it holds NaN or infinite pixels".into()));
-        }
-        Ok(stored)
-    }
-
-    fn wrong(&self, reason: String) -> Error {
-        let reason = match &self.key {
-            Key::Name(name) => format!("array '{name}': {reason}"),
-            Key::Place(_) => reason,
-        };
-        Error::Images { path: self.path.clone(), reason }
-    }
-
-    fn way(&self, slot: &Slot, layout: Option<Layout>) -> Result<Way> {
-        let sample = slot.dims.get(1..).unwrap_or_default();
-        let single = slot.dims.first() == Some(&1);
-        let other = slot.picture.map(|p| match p.layout {
-            Layout::Nchw => [p.height, p.width, p.channels],
-            Layout::Nhwc => [p.channels, p.height, p.width],
-        });
-        // Where the axes are named, they must be those; else the shape tells.
-        let allowed = |swapped: bool| match (layout, slot.picture) {
-            (Some(layout), Some(p)) => (layout != p.layout) == swapped,
-            _ => true,
-        };
-        for (swapped, sample) in [(false, Some(sample)), (true, other.as_ref().map(|o| &o[..]))] {
-            let Some(sample) = sample.filter(|_| single && allowed(swapped)) else { continue };
-            if let Some((&count, _)) = self.shape.split_first().filter(|(_, rest)| *rest == sample) {
-                return Ok(Way { count, swapped });
-            }
-            if self.shape == sample {
-                return Ok(Way { count: 1, swapped });
-            }
-        }
-        match self.shape.split_first().filter(|_| allowed(false)) {
-            Some((&count, rest)) if rest == slot.dims => return Ok(Way { count, swapped: false }),
-            Some(_) if self.shape == slot.dims => return Ok(Way { count: 1, swapped: false }),
-            _ => {}
-        }
-        let one = self.shape.get(1..).unwrap_or_default();
-        let with = if layout.is_some() { " with this --layout" } else { "" };
-        Err(self.wrong(format!("one image is {one:?}, but the model reads {:?} at '{}'{with}", slot.dims, slot.name)))
-    }
-}
-
-impl Key {
-    fn text(&self) -> String {
-        match self {
-            Self::Name(name) => format!("'{name}'"),
-            Self::Place(place) => format!("input_{place}.pb"),
-        }
-    }
-}
-
-/// Samples for one model.
-#[derive(Debug)]
-pub(crate) struct Samples {
-    images: Images,
-    slots: Vec<Slot>,
-    /// For each sample its set or file, and which sample of that.
-    places: Vec<(usize, usize)>,
-    /// Each picture is followed by its mirror image.
-    mirrored: bool,
-    /// Pictures that are decoded or drawn, input by input.
-    made: Vec<OnceLock<Vec<u8>>>,
-    assumed: Option<String>,
-}
-
-impl Samples {
-    pub(crate) fn len(&self) -> usize {
-        if self.mirrored { 2 * self.places.len() } else { self.places.len() }
-    }
-
-    /// Lets each picture be followed by its mirror image, left to right: as good as twice as many for a model of what has no
-    /// left and right. Not for drawn pictures, nor where a model reads more than one picture. Whether it was done.
-    pub(crate) fn mirror(&mut self) -> bool {
-        let drawn = matches!(&*self.images.source, Source::Drawn { .. });
-        self.mirrored = !drawn && matches!(&self.slots[..], [slot] if slot.picture.is_some());
-        self.mirrored
-    }
-
-    /// One label a sample, if there are any.
-    pub(crate) fn labels(&self) -> Option<&[i64]> {
-        self.images.labels.as_ref().map(|(_, labels)| labels.as_slice())
-    }
-
-    /// The line that says which preprocessing was assumed, if none was asked for.
-    pub(crate) fn assumed(&self) -> Option<&str> {
-        self.assumed.as_deref()
-    }
-
-    /// Takes some of what is fed to the model into a hash, sample after sample.
-    ///
-    /// # Errors
-    /// [`Error::Images`] if a picture cannot be decoded.
-    pub(crate) fn hash(&self, indices: &[usize], part: &mut dyn FnMut(&[u8])) -> Result<()> {
-        /// Samples at a time.
-        const PORTION: usize = 16;
-        for indices in indices.chunks(PORTION) {
-            for value in self.feeds(indices.iter().copied())?.into_iter().flatten() {
-                part(&value.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
-            }
-        }
-        Ok(())
-    }
-
-    /// What some samples feed to the model's inputs, made on several threads.
-    ///
-    /// # Errors
-    /// [`Error::Images`] if a picture cannot be decoded.
-    pub(crate) fn feeds(&self, indices: impl IntoIterator<Item = usize>) -> Result<Vec<Vec<ArrayD<f32>>>> {
-        let indices: Vec<usize> = indices.into_iter().collect();
-        let made: Vec<_> = indices.par_iter().with_max_len(1).map(|&i| self.feed(i)).collect();
-        // The first error, whichever thread is the fastest.
-        made.into_iter().collect()
-    }
-
-    /// The axes of height and width, if the model reads one picture and nothing else.
-    #[cfg(feature = "tune")]
-    pub(crate) fn picture_axes(&self) -> Option<[usize; 2]> {
-        match &self.slots[..] {
-            [Slot { picture: Some(p), .. }] => Some(if p.layout == Layout::Nchw { [2, 3] } else { [1, 2] }),
-            _ => None,
-        }
-    }
-
-    /// What one sample feeds to the model's inputs.
-    ///
-    /// # Errors
-    /// [`Error::Images`] if a picture cannot be decoded.
-    pub(crate) fn feed(&self, index: usize) -> Result<Vec<ArrayD<f32>>> {
-        let (index, mirrored) = if self.mirrored { (index / 2, index % 2 == 1) } else { (index, false) };
-        let each = self.slots.iter().enumerate().map(|(place, slot)| {
-            let (values, swapped) = self.values(index, place, slot)?;
-            let misfit = || self.images.misfit(format!("sample {index} does not fill {:?}", slot.dims));
-            let mut made = slot.made(values, swapped).ok_or_else(misfit)?;
-            if let Some(picture) = slot.picture.filter(|_| mirrored) {
-                made.invert_axis(Axis(if picture.layout == Layout::Nchw { 3 } else { 2 }));
-                made = made.as_standard_layout().into_owned();
-            }
-            Ok(made)
-        });
-        each.collect()
-    }
-
-    /// What is stored for one input of a sample, and whether its axes have to be swapped.
-    fn values(&self, index: usize, place: usize, slot: &Slot) -> Result<(Elements, bool)> {
-        let (at, within) = self.places[index];
-        if let Source::Arrays { sets, .. } = &*self.images.source {
-            let stored = self.images.stored(&sets[at], &self.slots, place)?;
-            let way = stored.way(slot, self.images.preprocessing.layout)?;
-            let size: usize = slot.dims.iter().product();
-            let range = within * size..(within + 1) * size;
-            let values = match &stored.values {
-                Elements::Bytes(all) => all.get(range).map(|v| Elements::Bytes(v.to_vec())),
-                Elements::Floats(all) => all.get(range).map(|v| Elements::Floats(v.to_vec())),
-                Elements::Integers(all) => all.get(range).map(|v| Elements::Integers(v.to_vec())),
-            };
-            let short = || stored.wrong(format!("it holds fewer elements than its shape {:?} says", stored.shape));
-            return Ok((values.ok_or_else(short)?, way.swapped));
-        }
-        let Some(p) = slot.picture else {
-            return Err(self.images.misfit(format!("input '{}' is not an image", slot.name)));
-        };
-        let number = index * self.slots.len() + place;
-        let size = p.channels * p.height * p.width;
-        // Of which part it is makes it no other picture.
-        let drawn = (at * self.slots.len() + place) as u64;
-        let make = || match &*self.images.source {
-            Source::Drawn { seed, .. } => Ok(drawn::draw(*seed, drawn, p.height, p.width, p.channels)),
-            Source::Files { files, .. } => folder::decode(&files[at], p.height, p.width, p.channels),
-            Source::Arrays { .. } => Ok(Vec::new()),
-        };
-        let kept = &self.made[number];
-        let bytes = match kept.get() {
-            Some(bytes) => bytes.clone(),
-            None if (number + 1) * size > CACHE => make()?,
-            None => {
-                let bytes = make()?;
-                kept.get_or_init(|| bytes).clone()
-            }
-        };
-        Ok((Elements::Bytes(bytes), p.layout == Layout::Nchw))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::runtime::{inputs, shapes};
+    use ndarray::Axis;
 
     #[test]
     fn each_picture_is_followed_by_its_mirror_image() {

@@ -1,7 +1,8 @@
 //! Numpy's files: `.npy`, one array, and `.npz`, a zip of named ones.
 
-use super::{Elements, Key, Stored};
+use super::stored::{Key, Stored};
 use crate::error::{Error, Result};
+use crate::onnx::Elements;
 use std::io::Read;
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! From stored pixels to what a model reads: scale, mean, deviation and the order of the axes.
 
-use super::Elements;
 use crate::error::{Error, Result};
+use crate::onnx::Elements;
 use crate::onnx::PixelRange;
 use serde::{Deserialize, Serialize};
 
