@@ -34,7 +34,7 @@ const ORDER: [&str; 26] = [
 
 /// Crates and the only files that may use them.
 const OWNERS: [(&str, &[&str]); 11] = [
-    ("prost", &["src/onnx/model.rs", "src/onnx/external.rs"]),
+    ("prost", &["src/onnx/model.rs", "src/onnx/encode.rs"]),
     ("faer", &["src/factor/linalg.rs", "src/tune/product.rs"]),
     ("pulp", &["src/tune/simd.rs"]),
     ("tract_onnx", &["src/runtime.rs"]),

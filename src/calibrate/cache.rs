@@ -48,7 +48,7 @@ impl Cache {
         };
         part(FORMAT.as_bytes());
         part(format!("{} {}", std::env::consts::ARCH, std::env::consts::OS).as_bytes());
-        part(&model.to_bytes());
+        part(model.digest().as_bytes());
         for conv in convs {
             part(format!("{} {} {}", conv.name, conv.output, conv.batch_norm.is_some()).as_bytes());
         }

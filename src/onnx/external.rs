@@ -3,12 +3,12 @@
 //! Locations are paths relative to the model's folder and never lead out of it. What is read becomes slices of one buffer a file;
 //! what is written goes to one file, each tensor at a multiple of a page.
 
+use super::encode;
 use super::model::{tensors, write_with};
 use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
 use super::tensor::{element_bits, element_count};
 use crate::error::{Error, Result};
 use bytes::Bytes;
-use prost::Message;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -185,7 +185,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> 
         });
     }
     if parts.is_empty() {
-        return write_with(path, &mut |file| file.write_all(&proto.encode_to_vec()));
+        return write_with(path, &mut |file| encode::write(&proto, file));
     }
     let digest = super::model::hex(&hash.finalize());
     let location = format!("{name}.{}.data", &digest[..DIGITS]);
@@ -203,7 +203,6 @@ pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> 
             offset = (offset + raw.len() as u64).next_multiple_of(ALIGNMENT);
         });
     }
-    let encoded = proto.encode_to_vec();
     let beside = path.with_file_name(&location);
     write_with(&beside, &mut |file| {
         let mut written = 0u64;
@@ -215,7 +214,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> 
         }
         Ok(())
     })?;
-    write_with(path, &mut |file| file.write_all(&encoded))
+    write_with(path, &mut |file| encode::write(&proto, file))
 }
 
 /// Every tensor that a graph stores, to be changed: those of [`tensors`].

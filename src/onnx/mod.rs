@@ -6,6 +6,7 @@ pub(crate) mod attributes;
 mod batch_norm;
 mod conv;
 mod dense;
+mod encode;
 mod external;
 mod folding;
 mod graph;

@@ -7,7 +7,7 @@ use super::proto::{
     tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
-use super::{Graph, external, is_standard, tensor};
+use super::{Graph, encode, external, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{Precision, initializer, read_floats};
 use crate::error::{Error, Result};
@@ -137,7 +137,7 @@ impl Model {
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.source {
             Some(bytes) => bytes.to_vec(),
-            None => self.proto.encode_to_vec(),
+            None => encode::bytes(&self.proto),
         }
     }
 
@@ -168,7 +168,7 @@ impl Model {
         }
         match &self.source {
             Some(bytes) => write_whole(path, bytes),
-            None => write_whole(path, &self.proto.encode_to_vec()),
+            None => write_with(path, &mut |file| encode::write(&self.proto, file)),
         }
     }
 
@@ -183,7 +183,7 @@ impl Model {
         }
         match &self.source {
             Some(bytes) => out.write_all(bytes),
-            None => out.write_all(&self.proto.encode_to_vec()),
+            None => encode::write(&self.proto, out),
         }
     }
 
@@ -221,7 +221,10 @@ impl Model {
     /// format does not have. Such a model is compressed all the same, without those fields.
     #[must_use]
     pub fn round_trips(&self) -> bool {
-        self.source.as_ref().is_none_or(|s| s.len() == self.proto.encoded_len() && s[..] == self.proto.encode_to_vec())
+        self.source.as_ref().is_none_or(|source| {
+            let mut rest = Same(source);
+            encode::write(&self.proto, &mut rest).is_ok() && rest.0.is_empty()
+        })
     }
 
     /// Graph inputs that a caller has to feed: name, element type as ONNX names it, and dimensions, `None` where symbolic.
@@ -268,10 +271,13 @@ impl Model {
     /// A SHA-256 of its bytes.
     #[cfg(feature = "verify")]
     pub(crate) fn digest(&self) -> String {
+        let mut hash = Hashed(Sha256::new());
         match &self.source {
-            Some(bytes) => hex(&Sha256::digest(bytes)),
-            None => hex(&Sha256::digest(self.proto.encode_to_vec())),
+            Some(bytes) => hash.0.update(bytes),
+            // It takes whatever is written to it.
+            None => drop(encode::write(&self.proto, &mut hash)),
         }
+        hex(&hash.0.finalize())
     }
 
     /// Its float32 initializers by name.
@@ -326,6 +332,36 @@ impl Model {
     /// A model made here from the parts of a checked one.
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
         Self { proto, source: None, spread: None }
+    }
+}
+
+/// Takes what is written to it into a hash.
+#[cfg(feature = "verify")]
+struct Hashed(Sha256);
+
+#[cfg(feature = "verify")]
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes only what stands next in it, and is what is left.
+struct Same<'b>(&'b [u8]);
+
+impl Write for Same<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.strip_prefix(bytes).ok_or(std::io::ErrorKind::InvalidData)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
