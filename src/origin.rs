@@ -46,15 +46,16 @@ impl Origin {
         let input = original.digest();
         let samples = samples.unwrap_or_else(|| "none".into());
         let groups = &options.groups;
+        let (tuned, learnt) = tuned(options)?;
         let asked = match &options.replay {
-            None => hashed(&[&asked(options)]),
+            None => hashed(&[&asked(options, &learnt)]),
             Some(replay) => match replay.file.made_by(&input, &samples, groups) {
                 Some(asked) => asked.to_owned(),
                 None => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
             },
         };
         let bounds = bounds(options, scored)?;
-        let options = hashed(&[&asked, &samples, &bounds, &tuned(options)]);
+        let options = hashed(&[&asked, &samples, &bounds, &tuned]);
         Ok(Self { input, asked, samples, options })
     }
 
@@ -81,30 +82,30 @@ fn hashed(parts: &[&str]) -> String {
 
 /// The options that decisions follow from. Their debug text names every field, so that a new one counts without being named here; it
 /// need only hold within one version, as that is compared, too.
-fn asked(options: &Options) -> String {
+fn asked(options: &Options, learnt: &str) -> String {
     let Options { plan, groups, max_drop, .. } = options;
     let repair = options.calibration.as_ref().map(|_| options.repair);
-    let text = format!("{plan:?} {groups:?} {max_drop:?} {repair:?}");
-    // Decisions of a later step follow from what was learnt in those before.
-    #[cfg(feature = "tune")]
-    let text = if options.tuning_steps() > 1 { format!("{text} {}", tuned(options)) } else { text };
-    text
+    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}{learnt}")
 }
 
-/// How the factors are tuned; nothing if they are not.
+/// How the factors are tuned, and on what; nothing if they are not. Then as much of it as decisions follow from: all where there are
+/// steps, as those of a later one follow from what was learnt in those before.
+///
+/// # Errors
+/// [`Error::Images`] if an image cannot be read.
 #[cfg(feature = "tune")]
-fn tuned(options: &Options) -> String {
-    let text = options.tuning.as_ref().map(|tuning| {
-        // Its images by what they are called: to hash all takes as long as to look at them.
-        let sources: Vec<String> = tuning.images.iter().map(Images::told).collect();
-        format!("{} {} {sources:?}", tuning.options.asked(), options.tuning_steps())
-    });
-    text.unwrap_or_default()
+fn tuned(options: &Options) -> Result<(String, String)> {
+    let Some(tuning) = &options.tuning else { return Ok(Default::default()) };
+    let sources = tuning.images.iter().map(Images::told).collect::<Result<Vec<String>>>()?;
+    let steps = options.tuning_steps();
+    let text = format!("{} {steps} {sources:?}", tuning.options.asked());
+    let learnt = if steps > 1 { format!(" {text}") } else { String::new() };
+    Ok((text, learnt))
 }
 
 #[cfg(not(feature = "tune"))]
-fn tuned(_: &Options) -> String {
-    String::new()
+fn tuned(_: &Options) -> Result<(String, String)> {
+    Ok(Default::default())
 }
 
 /// Bounds that the result was held against, and on what; whether it was proved.

@@ -90,6 +90,16 @@ fn compression_and_tuning_in_one_run() {
     scene.succeeds(&format!("{arguments} --tune 4epochs --batch 8 --check -q"));
     scene.fails(&format!("{arguments} --tune 5epochs --batch 8 --check"), 12);
     scene.fails(&format!("{arguments} --check"), 12);
+    // So are the images that only judged it, wherever they stand.
+    let elsewhere = arguments.replace("images.npy", "others.npy");
+    let mut others = pixels;
+    for (changed, code) in [(false, 0), (true, 12)] {
+        let last = others.last_mut().unwrap();
+        *last ^= u8::from(changed);
+        std::fs::write(scene.path("others.npy"), npy("|u1", &[60, 3, 32, 32], &others)).unwrap();
+        let done = scene.run(&format!("{elsewhere} --tune 4epochs --batch 8 --check"));
+        assert_eq!(done.status.code(), Some(code));
+    }
 }
 
 #[test]

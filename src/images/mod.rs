@@ -9,9 +9,13 @@ mod slot;
 mod stored;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "tune")]
+use crate::onnx::hex;
 use crate::onnx::{Elements, Graph, Model, pixel_range};
 pub use preprocess::{Layout, Preprocessing, Preset};
 pub(crate) use samples::Samples;
+#[cfg(feature = "tune")]
+use sha2::{Digest, Sha256};
 use slot::{Slot, picture};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -164,14 +168,30 @@ impl Images {
         }
     }
 
-    /// All that can be told of them without a look at their pixels.
+    /// What they are, wherever they stand: a hash of what is stored, undecoded, and what becomes of it.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a file cannot be read.
     #[cfg(feature = "tune")]
-    pub(crate) fn told(&self) -> String {
+    pub(crate) fn told(&self) -> Result<String> {
         let Self { source, preprocessing, part, .. } = self;
+        let mut hash = Sha256::new();
         match &**source {
-            Source::Drawn { seed, count } => format!("{count} drawn by {seed} {preprocessing:?} {part:?}"),
-            Source::Arrays { .. } | Source::Files { .. } => format!("{} {preprocessing:?} {part:?}", self.what()),
+            Source::Drawn { seed, count } => hash.update(format!("{count} drawn by {seed}")),
+            Source::Arrays { sets, .. } => sets.iter().flatten().for_each(|stored| stored.hash(&mut hash)),
+            Source::Files { files, .. } => {
+                for path in files {
+                    let bytes = std::fs::read(path).map_err(|e| Error::Images {
+                        path: path.clone(),
+                        reason: format!("it cannot be read ({e})"),
+                    })?;
+                    // With its length, so that no two sequences of files are the same bytes.
+                    hash.update((bytes.len() as u64).to_le_bytes());
+                    hash.update(bytes);
+                }
+            }
         }
+        Ok(format!("{} {preprocessing:?} {part:?}", hex(&hash.finalize())))
     }
 
     /// The seed of drawn pictures; none of others.

@@ -4,6 +4,8 @@ use super::preprocess::Layout;
 use super::slot::Slot;
 use crate::error::{Error, Result};
 use crate::onnx::Elements;
+#[cfg(feature = "tune")]
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// An array for one of the model's inputs.
@@ -49,6 +51,22 @@ impl Stored {
             Key::Place(_) => reason,
         };
         Error::Images { path: self.path.clone(), reason }
+    }
+
+    /// Takes the array into a hash, and what it is for.
+    #[cfg(feature = "tune")]
+    pub(super) fn hash(&self, hash: &mut Sha256) {
+        /// Numbers that are turned into bytes at a time.
+        const PORTION: usize = 1 << 12;
+        hash.update(format!("{:?} {:?}", self.key, self.shape));
+        match &self.values {
+            Elements::Bytes(values) => hash.update(values),
+            Elements::Floats(values) | Elements::Integers(values) => {
+                for portion in values.chunks(PORTION) {
+                    hash.update(portion.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+                }
+            }
+        }
     }
 
     pub(super) fn way(&self, slot: &Slot, layout: Option<Layout>) -> Result<Way> {
