@@ -9,7 +9,7 @@ use crate::images::{Images, Samples};
 use crate::make::made;
 use crate::onnx::Model;
 use crate::options::Options;
-use crate::origin::Origin;
+use crate::origin::{Origin, Tuition};
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
@@ -69,6 +69,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         }
         _ => None,
     };
+    let tuition = Tuition::of(options)?;
     let start = match Start::new(original, model, &grouping, options, &progress) {
         Err(Error::NothingToCompress(reason)) => return unchanged(reason),
         other => other?,
@@ -105,7 +106,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
         tuning = Some(Tuning { earlier: start.earlier, ..done.tuning });
     }
-    let origin = Origin::of(original, asked, made.origin, scored.as_ref())?;
+    let origin = Origin::of(original, asked, made.origin, scored.as_ref(), &tuition)?;
     let written = written.map(|written| origin.stamp(&written, &made.plan));
     let mut report = Report::new(whole, grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));

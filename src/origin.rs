@@ -33,7 +33,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// `samples` is the hash of what is calibrated on, `scored` are the images.
+    /// `samples` is the hash of what is calibrated on, `scored` are the images that bounds are held against.
     ///
     /// # Errors
     /// [`Error::Images`] if a picture cannot be decoded.
@@ -42,20 +42,20 @@ impl Origin {
         options: &Options,
         samples: Option<String>,
         scored: Option<&Samples>,
+        tuition: &Tuition,
     ) -> Result<Self> {
         let input = original.digest();
         let samples = samples.unwrap_or_else(|| "none".into());
         let groups = &options.groups;
-        let (tuned, learnt) = tuned(options)?;
         let asked = match &options.replay {
-            None => hashed(&[&asked(options, &learnt)]),
+            None => hashed(&[&asked(options, &tuition.decisive)]),
             Some(replay) => match replay.file.made_by(&input, &samples, groups) {
                 Some(asked) => asked.to_owned(),
                 None => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
             },
         };
         let bounds = bounds(options, scored)?;
-        let options = hashed(&[&asked, &samples, &bounds, &tuned]);
+        let options = hashed(&[&asked, &samples, &bounds, &tuition.all]);
         Ok(Self { input, asked, samples, options })
     }
 
@@ -82,30 +82,39 @@ fn hashed(parts: &[&str]) -> String {
 
 /// The options that decisions follow from. Their debug text names every field, so that a new one counts without being named here; it
 /// need only hold within one version, as that is compared, too.
-fn asked(options: &Options, learnt: &str) -> String {
+fn asked(options: &Options, decisive: &str) -> String {
     let Options { plan, groups, max_drop, .. } = options;
     let repair = options.calibration.as_ref().map(|_| options.repair);
-    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}{learnt}")
+    format!("{plan:?} {groups:?} {max_drop:?} {repair:?}{decisive}")
 }
 
-/// How the factors are tuned, and on what; nothing if they are not. Then as much of it as decisions follow from: all where there are
-/// steps, as those of a later one follow from what was learnt in those before.
-///
-/// # Errors
-/// [`Error::Images`] if an image cannot be read.
-#[cfg(feature = "tune")]
-fn tuned(options: &Options) -> Result<(String, String)> {
-    let Some(tuning) = &options.tuning else { return Ok(Default::default()) };
-    let sources = tuning.images.iter().map(Images::told).collect::<Result<Vec<String>>>()?;
-    let steps = options.tuning_steps();
-    let text = format!("{} {steps} {sources:?}", tuning.options.asked());
-    let learnt = if steps > 1 { format!(" {text}") } else { String::new() };
-    Ok((text, learnt))
+/// How the factors are tuned, and on what; nothing if they are not.
+#[derive(Debug, Default)]
+pub(crate) struct Tuition {
+    all: String,
+    /// What decisions follow from: all of it where there are steps, as those of a later one follow from what was learnt before.
+    decisive: String,
 }
 
-#[cfg(not(feature = "tune"))]
-fn tuned(_: &Options) -> Result<(String, String)> {
-    Ok(Default::default())
+impl Tuition {
+    /// Reads every image as it is stored, so before any work: afterwards they may be others.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if an image cannot be read.
+    #[cfg(feature = "tune")]
+    pub(crate) fn of(options: &Options) -> Result<Self> {
+        let Some(tuning) = options.tuning.as_ref().filter(|_| !options.dry_run) else { return Ok(Self::default()) };
+        let sources = tuning.images.iter().map(Images::told).collect::<Result<Vec<String>>>()?;
+        let steps = options.tuning_steps();
+        let all = format!("{} {steps} {sources:?}", tuning.options.asked());
+        let decisive = if steps > 1 { format!(" {all}") } else { String::new() };
+        Ok(Self { all, decisive })
+    }
+
+    #[cfg(not(feature = "tune"))]
+    pub(crate) fn of(_: &Options) -> Result<Self> {
+        Ok(Self::default())
+    }
 }
 
 /// Bounds that the result was held against, and on what; whether it was proved.
@@ -190,7 +199,7 @@ fn now(original: &Model, options: &Options) -> Result<Origin> {
     });
     let bounding = options.images.as_ref().filter(|_| options.gates.min_agreement.is_some());
     let scored = bounding.map(|images| images.fit(model, &shapes(&inputs(model, given)?), None));
-    Origin::of(original, options, samples.transpose()?, scored.transpose()?.as_ref())
+    Origin::of(original, options, samples.transpose()?, scored.transpose()?.as_ref(), &Tuition::of(options)?)
 }
 
 /// Whether there is nothing to compress, as far as that can be told without running the model.

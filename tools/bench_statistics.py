@@ -16,7 +16,6 @@ import numpy as np, onnx, onnxruntime
 from onnx import numpy_helper
 
 PRESETS = {"imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "0-1": ([0.0], [1.0])}
-BATCH = 100
 
 
 def arriving(model, name, inputs):
@@ -25,14 +24,14 @@ def arriving(model, name, inputs):
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     del model.graph.output[-1]
     fixed = session.get_inputs()[0].shape[0]
-    step = fixed if isinstance(fixed, int) else BATCH
+    step = fixed if isinstance(fixed, int) else 1
     sums = []
-    for at in range(0, len(inputs) - step + 1, step):
+    for at in range(0, len(inputs) // step * step, step):
         value = session.run([name], {session.get_inputs()[0].name: inputs[at:at + step]})[0].astype(np.float64)
         over = tuple(axis for axis in range(value.ndim) if axis != 1)
         sums.append([value.mean(over), (value * value).mean(over)])
     mean, square = np.mean(sums, axis=0)
-    return mean, square - mean * mean
+    return mean, np.maximum(square - mean * mean, 0)
 
 
 def estimated(path, to, inputs):
@@ -61,7 +60,9 @@ def main():
     parser.add_argument("--binary", default="target/release/onnx-jmd")
     args = parser.parse_args()
     mean, std = (np.array(part, np.float32).reshape(-1, 1, 1) for part in PRESETS[args.preprocess])
-    images = np.load(args.calib, mmap_mode="r")[:args.count]
+    images = np.load(args.calib, mmap_mode="r")
+    # Every tenth is held out by the binary, to judge by.
+    images = images[[i for i in range(min(len(images), args.count)) if i % 10 != 9]]
     images = images[:, None] if images.ndim == 3 else images if images.shape[1] in (1, 3) else images.transpose(0, 3, 1, 2)
     inputs = (images.astype(np.float32) / 255 - mean) / std
     with tempfile.TemporaryDirectory() as folder:

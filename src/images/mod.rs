@@ -176,18 +176,24 @@ impl Images {
     pub(crate) fn told(&self) -> Result<String> {
         let Self { source, preprocessing, part, .. } = self;
         let mut hash = Sha256::new();
+        let mut take = |bytes: &[u8]| {
+            // With its length, so that no two sequences are the same bytes.
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
         match &**source {
-            Source::Drawn { seed, count } => hash.update(format!("{count} drawn by {seed}")),
-            Source::Arrays { sets, .. } => sets.iter().flatten().for_each(|stored| stored.hash(&mut hash)),
+            Source::Drawn { seed, count } => take(format!("{count} drawn by {seed}").as_bytes()),
+            Source::Arrays { sets, .. } => {
+                for set in sets {
+                    take(&set.len().to_le_bytes());
+                    set.iter().for_each(|stored| stored.hash(&mut take));
+                }
+            }
             Source::Files { files, .. } => {
                 for path in files {
-                    let bytes = std::fs::read(path).map_err(|e| Error::Images {
-                        path: path.clone(),
-                        reason: format!("it cannot be read ({e})"),
-                    })?;
-                    // With its length, so that no two sequences of files are the same bytes.
-                    hash.update((bytes.len() as u64).to_le_bytes());
-                    hash.update(bytes);
+                    let unreadable =
+                        |e| Error::Images { path: path.clone(), reason: format!("it cannot be read ({e})") };
+                    take(&std::fs::read(path).map_err(unreadable)?);
                 }
             }
         }

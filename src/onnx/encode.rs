@@ -1,5 +1,5 @@
-//! A model as a file's bytes, written piece by piece: weights go from where they are to where they are wanted, and no second copy of
-//! them is made on the way.
+//! A model as a file's bytes, written piece by piece: a graph's initializers go from where they are to where they are wanted, and no
+//! second copy of them is made on the way. Other messages are encoded whole, nodes one by one.
 //!
 //! Fields stand in the order of their numbers, as [`prost`] writes them. Those that may be large (`ModelProto.graph`, `GraphProto.node`,
 //! `GraphProto.initializer` and `TensorProto.raw_data`) are written between what stands before and what stands after them.
@@ -165,8 +165,8 @@ fn head(number: u8, length: usize, out: &mut dyn Write) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::super::proto::{
-        AttributeProto, FunctionProto, NodeProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
-        TensorAnnotation, TrainingInfoProto, ValueInfoProto,
+        AttributeProto, DeviceConfigurationProto, FunctionProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
+        StringStringEntryProto, TensorAnnotation, TrainingInfoProto, ValueInfoProto, tensor_proto,
     };
     use super::*;
 
@@ -177,6 +177,7 @@ mod tests {
         let tensor = |bytes: usize| TensorProto {
             dims: vec![1, 300],
             data_type: Some(1),
+            segment: Some(tensor_proto::Segment { begin: Some(1), end: Some(2) }),
             float_data: vec![1.5],
             int32_data: vec![-1],
             string_data: vec![vec![7; 200]],
@@ -189,7 +190,6 @@ mod tests {
             external_data: entries(),
             data_location: Some(0),
             metadata_props: entries(),
-            ..TensorProto::default()
         };
         let value = || vec![ValueInfoProto { name: text(), ..ValueInfoProto::default() }];
         let held = AttributeProto { name: text(), t: Some(tensor(LARGE)), ..AttributeProto::default() };
@@ -218,7 +218,7 @@ mod tests {
             metadata_props: entries(),
             training_info: vec![TrainingInfoProto::default()],
             functions: vec![FunctionProto { name: text(), ..FunctionProto::default() }],
-            configuration: Vec::new(),
+            configuration: vec![DeviceConfigurationProto { name: text(), ..DeviceConfigurationProto::default() }],
         };
         assert_eq!(bytes(&model), model.encode_to_vec());
         let without = ModelProto { graph: None, ..model };
