@@ -4,9 +4,10 @@
 //! what is written goes to one file, each tensor at a multiple of a page.
 
 use super::encode;
-use super::model::{tensors, write_with};
+use super::model::tensors;
 use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
 use super::tensor::{element_bits, element_count};
+use super::write::write_with;
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};

@@ -24,6 +24,7 @@ mod storage;
 mod stretch;
 mod tensor;
 mod window;
+mod write;
 
 pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
@@ -36,7 +37,7 @@ pub(crate) use model::VERSION_KEY;
 pub(crate) use model::hex;
 #[cfg(feature = "verify")]
 pub(crate) use model::read_tensor;
-pub use model::{InputShape, Model, write_whole, writing};
+pub use model::{InputShape, Model};
 #[cfg(feature = "verify")]
 pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use precision::Precision;
@@ -49,3 +50,4 @@ pub(crate) use tensor::{Elements, read_integers};
 pub(crate) use tensor::{float_initializer, initializer, int8_initializer, read_floats};
 #[cfg(feature = "verify")]
 pub(crate) use window::Window;
+pub use write::{write_whole, writing};

@@ -7,6 +7,7 @@ use super::proto::{
     tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
+use super::write::{write_whole, write_with};
 use super::{Graph, encode, external, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{Precision, initializer, read_floats};
@@ -22,7 +23,6 @@ use std::collections::HashSet;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Element types that count as parameters.
 const FLOAT_TYPES: [i32; 4] =
@@ -379,50 +379,6 @@ pub(crate) fn read_tensor(bytes: &[u8]) -> Result<(Vec<usize>, tensor::Elements)
     }
     tensor::check(&tensor).map_err(|e| e.to_string())?;
     tensor::read_elements(&tensor).ok_or_else(|| "its elements must be uint8, an integer or float type".into())
-}
-
-/// Held while files are written: a program that takes it before it ends on an interrupt leaves no half of one, nor a temporary file.
-pub fn writing() -> MutexGuard<'static, ()> {
-    static WRITING: Mutex<()> = Mutex::new(());
-    // It guards nothing that a panic could leave half changed.
-    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Writes a file beside `path` and renames it, so that `path` is never half written.
-///
-/// # Errors
-/// [`Error::Write`] with the system's reason; `path` is then as it was.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with(path, &mut |file| file.write_all(bytes))
-}
-
-/// The same for what is written piece by piece.
-pub(super) fn write_with(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
-    let failed = |source| Error::Write { path: path.to_owned(), source };
-    if path.is_dir() {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
-    }
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
-    }
-    // A link keeps pointing to its file, and a file its permissions.
-    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    let existing = std::fs::metadata(&target).ok().map(|m| m.permissions());
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // What a plain create would ask for; the process's umask applies as usual.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
-    if let Some(permissions) = existing {
-        file.as_file().set_permissions(permissions).map_err(failed)?;
-    }
-    write(&mut file).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(&target).map_err(|e| failed(e.error))?;
-    Ok(())
 }
 
 /// Bytes as hexadecimal digits.
