@@ -126,6 +126,27 @@ fn parameters_counted_are_parameters_written() {
 }
 
 #[test]
+fn a_kernel_that_a_node_without_use_reads_too_goes_all_the_same() {
+    for storage in [Storage::Raw, Storage::Typed, Storage::ConstantNode] {
+        let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+        b.storage = storage;
+        let y = b.named_conv("image", "y", &ConvSpec::new(8, 3));
+        let copy = b.graph.node.last().unwrap().clone();
+        let mut model = b.build_proto(&[&y]);
+        // Of what it writes no output follows, and its reader stands before it.
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        nodes.push(support::proto::NodeProto { output: vec!["idle".into()], ..copy.clone() });
+        nodes.insert(0, support::proto::NodeProto { input: vec!["idle".into()], output: vec!["too".into()], ..copy });
+        let model = Model::from_bytes(model.encode_to_vec()).unwrap();
+        let done = compile(&model, &options(Scheme::Separate, RankPolicy::Rate(0.3)), &|_| ()).unwrap();
+        let written = done.model.unwrap();
+        let graph = decode(&written.to_bytes()).graph.unwrap();
+        assert_eq!(graph.node.iter().filter(|n| n.op_type() == "Conv").count(), 2, "{storage:?}");
+        assert_eq!(written.parameters(), done.report.totals.parameters.after, "{storage:?}");
+    }
+}
+
+#[test]
 fn what_is_left_alone_is_untouched() {
     let model = Model::from_bytes(small_resnet(3)).unwrap();
     let mut options = options(Scheme::LeftShared, RankPolicy::Rate(0.3));

@@ -4,19 +4,57 @@
 # ///
 """Time and peak memory of a model of more than 2 GiB from end to end: read, decomposed, verified, written.
 
-    uv run tools/bench_large.py [--gib 2.2] [--binary target/release/onnx-jmd]
+    uv run tools/bench_large.py [--gib 2.2] [--of tables|convolutions] [--binary target/release/onnx-jmd] [OPTION ...]
 
-Two convolutions and as many tables of 64 MiB as it takes, in a file beside the model. Needs twice as much room in the folder for
-temporary files.
+Two convolutions and as many tables of 64 MiB as it takes, which are left alone; or convolutions of 36 MiB in residual blocks alone, all
+to be decomposed. In a file beside the model. An OPTION is one of onnx-jmd, instead of the ones here. Needs twice as much room in the
+folder for temporary files.
 """
 import argparse, os, pathlib, subprocess, sys, tempfile, time
 
-CHANNELS, ROWS = 64, 1 << 18
+CHANNELS, ROWS, WIDE = 64, 1 << 18, 1024
+OPTIONS = {
+    "tables": ["--rank-rate", "0.25", "--scheme", "ljsvd", "--calib", "none"],
+    "convolutions": ["--ratio", "4", "--calib", "none"],
+}
 
 
-def make(path, gib):
+def make(path, gib, of):
     """Child process: writes the model; a process that is started inherits its parent's peak of memory."""
-    import numpy as np, onnx
+    import onnx
+    from onnx import helper
+
+    nodes, tensors, inputs, outputs = {"tables": tables, "convolutions": convolutions}[of](gib)
+    model = helper.make_model(helper.make_graph(nodes, "large", inputs, outputs, tensors), ir_version=8,
+                              opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, path, save_as_external_data=True, location="large.data", size_threshold=1024)
+
+
+def convolutions(gib):
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    chance, nodes, tensors, last = np.random.default_rng(0), [], [], "x"
+    blocks = max(round(gib * (1 << 30) / (2 * 4 * 9 * WIDE * WIDE)), 1)
+    for block in range(blocks):
+        inner = last
+        for half in "ab":
+            name = f"{half}{block}"
+            # Of low rank and noise, as trained kernels are.
+            left, right = chance.standard_normal((WIDE, 64), dtype=np.float32), chance.standard_normal((64, WIDE * 9), dtype=np.float32)
+            kernel = (left @ right / 8 + 0.3 * chance.standard_normal((WIDE, WIDE * 9), dtype=np.float32)) * (0.5 / (3 * WIDE**0.5))
+            tensors.append(numpy_helper.from_array(kernel.reshape(WIDE, WIDE, 3, 3), f"kernel{name}"))
+            nodes += [helper.make_node("Conv", [inner, f"kernel{name}"], [f"conv{name}"], f"conv{name}", pads=[1] * 4),
+                      helper.make_node("Relu", [f"conv{name}"], [f"relu{name}"])]
+            inner = f"relu{name}"
+        nodes.append(helper.make_node("Add", [inner, last], [f"sum{block}"]))
+        last = f"sum{block}"
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, WIDE, 8, 8])]
+    return nodes, tensors, inputs, [helper.make_tensor_value_info(last, TensorProto.FLOAT, [1, WIDE, 8, 8])]
+
+
+def tables(gib):
+    import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     chance, nodes, tensors, last = np.random.default_rng(0), [], [], "x"
@@ -36,10 +74,7 @@ def make(path, gib):
         last = f"sum{i}"
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, CHANNELS, 16, 16]),
               helper.make_tensor_value_info("row", TensorProto.INT64, [1])]
-    outputs = [helper.make_tensor_value_info(last, TensorProto.FLOAT, [1, CHANNELS])]
-    model = helper.make_model(helper.make_graph(nodes, "large", inputs, outputs, tensors), ir_version=8,
-                              opset_imports=[helper.make_opsetid("", 17)])
-    onnx.save(model, path, save_as_external_data=True, location="large.data", size_threshold=1024)
+    return nodes, tensors, inputs, [helper.make_tensor_value_info(last, TensorProto.FLOAT, [1, CHANNELS])]
 
 
 def main():
@@ -47,17 +82,18 @@ def main():
     parser.add_argument("--gib", type=float, default=2.2)
     parser.add_argument("--binary", default="target/release/onnx-jmd")
     parser.add_argument("--make", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--of", choices=OPTIONS, default="tables")
+    args, options = parser.parse_known_args()
     if args.make:
-        return make(args.make, args.gib)
+        return make(args.make, args.gib, args.of)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         path = folder / "large.onnx"
-        subprocess.run([sys.executable, __file__, "--make", path, "--gib", str(args.gib)], check=True)
+        subprocess.run([sys.executable, __file__, "--make", path, "--gib", str(args.gib), "--of", args.of], check=True)
         size = sum(file.stat().st_size for file in folder.iterdir())
         begun = time.perf_counter()
-        ours = subprocess.Popen([args.binary, path, folder / "small.onnx", "--rank-rate", "0.25", "--scheme", "ljsvd", "--calib",
-                                 "none", "--quiet"], stdout=subprocess.DEVNULL)
+        command = [args.binary, path, folder / "small.onnx", "--quiet", *(options or OPTIONS[args.of])]
+        ours = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(ours.pid, 0)
         if status:
             sys.exit(f"exit code {os.waitstatus_to_exitcode(status)}")

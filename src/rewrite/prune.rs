@@ -1,7 +1,7 @@
 //! Takes out of a graph what a rewrite has left without readers.
 
 use crate::onnx::proto::{
-    AttributeProto, GraphProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
+    AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
 };
 use crate::onnx::{asks_shape, folds, is_standard, live, shape_of};
 use std::collections::{HashMap, HashSet};
@@ -33,7 +33,7 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
         .node
         .iter()
         .enumerate()
-        .filter(|(_, n)| is_standard(n) && (n.op_type() == "Constant" || folds(n)))
+        .filter(|(_, n)| is_constant(n))
         .flat_map(|(i, n)| n.output.iter().map(move |o| (o.clone(), i)))
         .collect();
     let mut idle: Vec<String> = before.read.iter().filter(|n| !readings.contains_key(*n)).cloned().collect();
@@ -66,6 +66,11 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
     graph.quantization_annotation.retain(|a| !lost.contains(a.tensor_name()) && !gone.contains(a.tensor_name()));
 }
 
+/// Whether a node is a constant, or rearranges or converts one.
+fn is_constant(node: &NodeProto) -> bool {
+    is_standard(node) && (node.op_type() == "Constant" || folds(node))
+}
+
 /// Writes down the shapes of initializers that nothing else reads any more.
 fn keep_shapes(graph: &mut GraphProto, before: &Before) {
     let alive = live(graph);
@@ -94,8 +99,10 @@ fn keep_shapes(graph: &mut GraphProto, before: &Before) {
 /// Removes nodes that no output follows from and that read what was taken away, and those that read them.
 fn drop_dead_readers(graph: &mut GraphProto, before: &Before) {
     let now = live_names(graph);
-    let stored = graph.initializer.iter().map(|t| t.name().to_owned());
-    let mut lost: HashSet<String> = stored.filter(|n| before.read.contains(n) && !now.contains(n)).collect();
+    let stored = graph.initializer.iter().map(TensorProto::name);
+    let made = graph.node.iter().filter(|n| is_constant(n)).flat_map(|n| n.output.iter().map(String::as_str));
+    let gone = |n: &&str| before.read.contains(*n) && !now.contains(*n);
+    let mut lost: HashSet<String> = stored.chain(made).filter(gone).map(str::to_owned).collect();
     let alive = live(graph);
     let mut gone = HashSet::new();
     // A reader may stand before what it reads.

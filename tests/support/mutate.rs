@@ -4,7 +4,7 @@ use super::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, StringStringEntryProto,
     TensorProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
 };
-use super::{ConvSpec, ModelBuilder, Storage, value};
+use super::{ConvSpec, ModelBuilder, Storage, int, value};
 use bytes::Bytes;
 
 /// Gives a number below its argument, which is at least one.
@@ -40,7 +40,7 @@ const NUMBERS: [i64; 24] = [
 
 const NAMES: [&str; 9] = ["", "image", "scores", "jmd_a", "x\0y", "a/b:c", "Übergröße", "<b>&\"'</b>", "conv_1.weight"];
 
-const OPERATORS: [&str; 40] = [
+const OPERATORS: [&str; 46] = [
     "Conv",
     "ConvTranspose",
     "MaxPool",
@@ -81,6 +81,12 @@ const OPERATORS: [&str; 40] = [
     "DepthToSpace",
     "SpaceToDepth",
     "QLinearConv",
+    "DequantizeLinear",
+    "QuantizeLinear",
+    "Cast",
+    "Transpose",
+    "Einsum",
+    "LayerNormalization",
 ];
 
 const ATTRIBUTES: [&str; 16] = [
@@ -102,7 +108,7 @@ const ATTRIBUTES: [&str; 16] = [
     "then_branch",
 ];
 
-/// A small residual network, its form chosen.
+/// A small residual network, its form and its operators chosen.
 pub fn small(pick: Pick<'_>) -> ModelProto {
     let sides = [0, 5, 8];
     let side = sides[pick(sides.len())];
@@ -117,7 +123,7 @@ pub fn small(pick: Pick<'_>) -> ModelProto {
     spec.auto_pad = [None, Some("SAME_UPPER"), Some("SAME_LOWER"), Some("VALID")][pick(4)];
     let mut x = b.conv("image", &ConvSpec::new(channels, 3));
     for _ in 0..1 + pick(4) {
-        let mut y = b.conv(&x, &spec);
+        let mut y = operator(&mut b, &x, channels, &spec, pick);
         if norm {
             y = b.batch_norm(&y);
         }
@@ -133,6 +139,45 @@ pub fn small(pick: Pick<'_>) -> ModelProto {
         return b.build_proto(&["scores"]);
     }
     b.build_proto(&[&x])
+}
+
+/// A convolution from `channels` to as many: in groups, transposed, with a quantized kernel, or none of these.
+fn operator(b: &mut ModelBuilder, input: &str, channels: usize, spec: &ConvSpec, pick: Pick<'_>) -> String {
+    match pick(5) {
+        0 if channels.is_multiple_of(2) => b.grouped_conv(input, 2, spec),
+        1 => {
+            let output = b.conv(input, spec);
+            if let Some(node) = b.graph.node.last_mut() {
+                node.op_type = Some("ConvTranspose".into());
+            }
+            output
+        }
+        2 => {
+            let output = b.conv(input, spec);
+            quantize(b, &output, channels, pick);
+            output
+        }
+        _ => b.conv(input, spec),
+    }
+}
+
+/// Puts `DequantizeLinear` before the kernel of the last convolution, if that is an initializer with raw data.
+fn quantize(b: &mut ModelBuilder, output: &str, channels: usize, pick: Pick<'_>) {
+    let weight = format!("{output}.weight");
+    let Some(tensor) = b.graph.initializer.iter_mut().find(|t| t.name() == weight && t.raw_data.is_some()) else {
+        return;
+    };
+    // The most significant bytes are as good as any.
+    let bytes: Vec<u8> = tensor.raw_data.take().unwrap_or_default().iter().skip(3).step_by(4).copied().collect();
+    (tensor.raw_data, tensor.data_type) = (Some(bytes.into()), Some([2, 3][pick(2)]));
+    let per_channel = pick(2) == 1;
+    let dims: &[usize] = if per_channel { &[channels] } else { &[] };
+    let scale = b.tensor(&format!("{weight}.scale"), dims, 0.01);
+    let attributes = if per_channel { vec![int("axis", [0, 0, 1, -4][pick(4)])] } else { vec![] };
+    let wide = b.node("DequantizeLinear", &[&weight, &scale], &format!("{weight}.wide"), attributes);
+    let last = b.graph.node.len() - 1;
+    b.graph.node[last - 1].input[1] = wide;
+    b.graph.node.swap(last - 1, last);
 }
 
 fn number(pick: Pick<'_>) -> i64 {
