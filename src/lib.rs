@@ -52,6 +52,7 @@ mod group;
 mod ranks;
 
 mod plan;
+mod portions;
 mod rewrite;
 
 mod inspect;

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "error",
     "progress",
+    "portions",
     "factor",
     "onnx",
     "images",

@@ -232,11 +232,27 @@ fn attributes_that_contradict_the_kernel() {
         let found = reason(|m| attribute(m, change.clone()));
         assert!(matches!(found, SkipReason::Inconsistent { .. }), "{found}");
     }
+    let two = |m: &mut ModelProto| m.graph.as_mut().unwrap().node[0].output.push("more".into());
+    assert_eq!(reason(two), SkipReason::Inconsistent { what: "it has 2 outputs".into() });
     let empty = |m: &mut ModelProto| {
         weight(m).dims = vec![0, 8, 3, 3];
         weight(m).raw_data = Some(Default::default());
     };
     assert!(matches!(reason(empty), SkipReason::Inconsistent { .. }));
+}
+
+#[test]
+fn operators_that_compute_in_integers() {
+    for operator in ["QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger"] {
+        let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+        let kernel = b.tensor("kernel", &[8, 8, 3, 3], 0.2);
+        let y = b.node(operator, &["image", &kernel], "y", vec![]);
+        let model = Model::from_bytes(b.build(&[&y])).unwrap();
+        let found = find_groups(&model, &GroupOptions::default()).unwrap();
+        assert_eq!(found.skipped[0].reason, SkipReason::Integers { operator: operator.into() });
+        let error = Plan::build(&model, &found, &PlanOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("DequantizeLinear") && error.contains(operator), "{error}");
+    }
 }
 
 #[test]

@@ -153,6 +153,20 @@ impl Analysis {
         self.bases.iter().map(sum).collect()
     }
 
+    /// The spectra alone, without the vectors of the bases, which take as much memory as the kernels: what needs them computes them again.
+    #[must_use]
+    pub(crate) fn without_vectors(mut self) -> Self {
+        for basis in self.bases.iter_mut().flatten() {
+            basis.vectors = Array2::zeros((0, basis.vectors.ncols()));
+        }
+        self
+    }
+
+    /// Whether there are vectors to factorize with.
+    pub(crate) fn has_vectors(&self) -> bool {
+        self.bases.iter().flatten().all(|b| b.vectors.nrows() > 0)
+    }
+
     /// How many vectors the widest of the bases has.
     #[must_use]
     pub fn width(&self) -> usize {
@@ -188,6 +202,19 @@ impl Analysis {
         });
         self.energy * left_over.product::<f64>()
     }
+}
+
+/// Bytes that [`analyse`] and [`factorize`] take for a while, about, beside what they give: of the largest member a kernel in two
+/// orders, and six times the Gram matrix of its smaller side.
+pub(crate) fn workspace(chains: &[ChainForm], shapes: &[[usize; 4]]) -> u64 {
+    let of = |chain: &ChainForm, &shape: &[usize; 4]| {
+        let (rows, columns) = chain.unfolding.matrix_shape(shape);
+        2 * rows * columns + 6 * rows.min(columns).pow(2)
+    };
+    let largest = chains.iter().flat_map(|chain| shapes.iter().map(move |shape| of(chain, shape))).max().unwrap_or(0);
+    // What is solved in turns is in memory as a whole.
+    let all = if chains.len() > 1 { shapes.iter().map(|shape| shape.iter().product::<usize>()).sum() } else { 0 };
+    (size_of::<f64>() * (largest + all)) as u64
 }
 
 /// Decomposes the matrices of a group once for every rank up to `keep`.

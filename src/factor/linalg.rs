@@ -40,13 +40,22 @@ pub(super) fn leading_basis(
         eigen(gram, &mut vectors, &mut spectrum)?;
         return Ok(Basis { vectors: with_fixed_signs(vectors), spectrum });
     }
-    let blocks: Vec<Array2<f64>> = (0..sizes.len()).map(block).collect();
-    let stacked = ndarray::concatenate(Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>());
-    let stacked = stacked.map_err(|e| e.to_string())?;
+    let stacked = stacked(sizes.len(), block)?;
     let mut gram = Mat::zeros(columns, columns);
     add_gram(&mut gram, stacked.t());
     eigen(gram, &mut vectors, &mut spectrum)?;
-    Ok(Basis { vectors: orthonormal(stacked.dot(&vectors).view()), spectrum })
+    let images = stacked.dot(&vectors);
+    drop((stacked, vectors));
+    Ok(Basis { vectors: orthonormal_of(images), spectrum })
+}
+
+/// `[M₁ … Mₙ]`; a single one is not copied.
+fn stacked(count: usize, block: &dyn Fn(usize) -> Array2<f64>) -> Result<Array2<f64>, String> {
+    if count == 1 {
+        return Ok(block(0));
+    }
+    let blocks: Vec<Array2<f64>> = (0..count).map(block).collect();
+    ndarray::concatenate(Axis(1), &blocks.iter().map(|b| b.view()).collect::<Vec<_>>()).map_err(|e| e.to_string())
 }
 
 /// The leading `keep` eigenvectors, and all eigenvalues, of a symmetric positive semidefinite matrix.
@@ -59,7 +68,22 @@ pub(super) fn leading_eigenvectors(gram: &Array2<f64>, keep: usize) -> Result<Ba
 
 /// An orthonormal basis of the columns, signs fixed.
 pub(super) fn orthonormal(columns: ArrayView2<'_, f64>) -> Array2<f64> {
-    with_fixed_signs(owned(matrix(columns).qr().compute_thin_Q().as_ref()))
+    orthonormal_in(matrix(columns))
+}
+
+/// The same of columns that nobody needs any more.
+fn orthonormal_of(columns: Array2<f64>) -> Array2<f64> {
+    let copy = matrix(columns.view());
+    drop(columns);
+    orthonormal_in(copy)
+}
+
+fn orthonormal_in(columns: Mat<f64>) -> Array2<f64> {
+    let decomposed = columns.qr();
+    drop(columns);
+    let q = decomposed.compute_thin_Q();
+    drop(decomposed);
+    with_fixed_signs(owned(q.as_ref()))
 }
 
 /// `Q·R` of the columns.

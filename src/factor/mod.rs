@@ -16,6 +16,7 @@ mod unfold;
 
 pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated, refit_dense};
 pub use chain::{Chain, Factor, Factors, compose};
+pub(crate) use joint::workspace;
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond, respond_to_rows};
 pub use scheme::{ChainForm, Form, Ownership, Scheme, macs, parameters};

@@ -82,6 +82,9 @@ pub struct Grouping {
     pub streams: Vec<Stream>,
 }
 
+/// Convolutions and products of whole numbers.
+const INTEGERS: [&str; 4] = ["ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"];
+
 /// Finds the convolutions of a model, groups those that play the same role and reports the repeated blocks.
 ///
 /// # Errors
@@ -111,6 +114,8 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
                     false => SkipReason::Unread,
                 };
                 skipped.push(Skipped { name: owner(), reason, macs: whole_macs(&graph, &resolutions, node) });
+            } else if is_standard(node) && INTEGERS.contains(&node.op_type()) {
+                skipped.push(unknown(owner(), SkipReason::Integers { operator: node.op_type().to_owned() }));
             } else if matches!(node.op_type(), "Conv" | "ConvTranspose") {
                 skipped.push(unknown(owner(), SkipReason::ForeignDomain { domain: node.domain().to_owned() }));
             }

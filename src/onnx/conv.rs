@@ -85,6 +85,11 @@ pub enum SkipReason {
         /// The value that the node reads.
         value: String,
     },
+    /// It computes in integers, its kernel in them and the scales in the node.
+    Integers {
+        /// ONNX's operator.
+        operator: String,
+    },
     /// Another node reads the same kernel.
     KernelReused {
         /// The initializer.
@@ -179,6 +184,10 @@ impl fmt::Display for SkipReason {
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
             Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),
             Self::Inconsistent { what } => write!(f, "{what}"),
+            Self::Integers { operator } => write!(
+                f,
+                "{operator} computes in integers: a kernel is read where DequantizeLinear stands before it (the QDQ format)"
+            ),
             Self::OpenPads => write!(f, "its output_shape or auto_pad leaves its pads open"),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
@@ -261,8 +270,8 @@ impl Conv {
         }
         // That of a fully connected layer may be any matrix or number that is as large when broadcast.
         let bias_values = bias_values.filter(fits);
-        let Some(written) = node.output.first() else {
-            return Err(inconsistent("it has no output".into()));
+        let [written] = &node.output[..] else {
+            return Err(inconsistent(format!("it has {} outputs", node.output.len())));
         };
         let foldable = fold && (bias.is_none() || bias_values.is_some());
         let batch_norm = match kind {

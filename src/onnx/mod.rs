@@ -10,6 +10,8 @@ mod encode;
 mod external;
 mod folding;
 mod graph;
+#[cfg(feature = "verify")]
+mod jumps;
 mod kind;
 #[cfg(feature = "verify")]
 mod legal;

@@ -27,10 +27,11 @@ pub(crate) use trials::{Trial, Trials};
 pub(crate) use unit::{Members, stacked};
 
 use crate::error::{Error, Result};
-use crate::factor::{Analysis, Form, Scheme};
+use crate::factor::{self, Analysis, Form, Scheme};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// How ranks are chosen.
@@ -130,6 +131,7 @@ pub struct GroupPlan {
     pub predicted_error: f64,
     /// What else the members could have become at about the same parameters, least error first; empty where one form was asked for.
     pub alternatives: Vec<Alternative>,
+    /// What the ranks were chosen by; see [`GroupPlan::analysis`].
     pub(crate) analysis: Arc<Analysis>,
 }
 
@@ -170,6 +172,30 @@ pub struct Plan {
     pub parameters_after: u64,
     /// What each convolution sees, if that was measured: then errors are measured in that norm.
     pub(crate) sights: Option<Arc<[Sight]>>,
+}
+
+impl GroupPlan {
+    /// The spectra with the vectors to factorize with, computed again where planning did not keep them.
+    ///
+    /// # Errors
+    /// The solver's reason if an eigendecomposition does not converge.
+    pub(crate) fn analysis(&self, convs: &[Conv], judged: Option<&Judged<'_>>) -> Result<Cow<'_, Analysis>, String> {
+        if self.analysis.has_vectors() {
+            return Ok(Cow::Borrowed(&self.analysis));
+        }
+        let (chains, kernels) = (self.form.chains(), Members { convs, members: &self.members });
+        let width = self.analysis.width();
+        Ok(Cow::Owned(match judged {
+            None => factor::analyse(&chains, &kernels, width)?,
+            Some(judged) => factor::analyse_calibrated(&chains, &kernels, &judged.seen(), width)?,
+        }))
+    }
+
+    /// Bytes that decomposing it takes for a while, about.
+    pub(crate) fn workspace(&self, convs: &[Conv]) -> u64 {
+        let shapes = factor::Kernels::shapes(&Members { convs, members: &self.members });
+        factor::workspace(&self.form.chains(), &shapes)
+    }
 }
 
 impl Plan {

@@ -139,7 +139,17 @@ impl Profile {
     pub(super) fn plain(unit: &Unit, convs: &[Conv]) -> Result<Self> {
         let kernels = Members { convs, members: &unit.members };
         let analysis = factor::analyse(&unit.chains, &kernels, unit.max_rank).map_err(|e| unit.failed(e))?;
-        Ok(Self { analysis: Arc::new(analysis), corrections: Vec::new(), interactions: Vec::new(), dropped: false })
+        Ok(Self::of(analysis))
+    }
+
+    fn of(analysis: Analysis) -> Self {
+        Self { analysis: Arc::new(analysis), corrections: Vec::new(), interactions: Vec::new(), dropped: false }
+    }
+
+    /// What is left when nothing more is to be fitted; the vectors are computed again for what is chosen.
+    pub(super) fn lean(self) -> Self {
+        let analysis = Arc::unwrap_or_clone(self.analysis);
+        Self { analysis: Arc::new(analysis.without_vectors()), ..self }
     }
 
     /// Spectra in the calibrated norm, nothing fitted yet.
@@ -148,8 +158,7 @@ impl Profile {
         let kernels = Members { convs, members: &unit.members };
         let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
         let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &judged.seen(), unit.max_rank);
-        let analysis = Arc::new(analysis.map_err(|e| unit.failed(e))?);
-        Ok(Self { analysis, corrections: Vec::new(), interactions: Vec::new(), dropped: false })
+        Ok(Self::of(analysis.map_err(|e| unit.failed(e))?))
     }
 
     /// The ranks at which the members' errors are about those of a probe.

@@ -1,14 +1,14 @@
 //! What could be done with a model: every unit with all that was found out about it, before anything is chosen.
 
 use super::profile::{Calibrated, Effect, Profile, Sight};
-use super::unit::{Unit, units};
+use super::unit::{Unit, too_many_bases, units};
 use super::{Alternative, Kept, LEAST_RATIO, Plan, PlanOptions, RankPolicy, SchemeChoice, check, nothing, unreachable};
 use crate::error::{Error, Result};
 use crate::factor::Scheme;
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model, SkipReason};
+use crate::portions::in_portions;
 use crate::ranks::{Curve, Offer, choose, cover};
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -62,9 +62,12 @@ impl Prospects {
         // The largest first, so that the threads end together; results come back in graph order.
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
+        let lean = too_many_bases(units);
+        let left = |profile: Profile| if lean { profile.lean() } else { profile };
+        let workspace = |u: &usize| units[*u].workspace();
         let Some(calibrated) = calibrated else {
-            let profiles = order.par_iter().with_max_len(1).map(|&u| Ok((u, Profile::plain(&units[u], convs)?)));
-            for (u, profile) in profiles.collect::<Result<Vec<_>>>()? {
+            let plain = |&u: &usize| Ok((u, left(Profile::plain(&units[u], convs)?)));
+            for (u, profile) in in_portions(&order, workspace, plain)? {
                 found.profiles[u] = Some(profile);
             }
             return Ok(found);
@@ -72,13 +75,14 @@ impl Prospects {
         let members: BTreeSet<usize> = units.iter().flat_map(|u| u.members.iter().copied()).collect();
         let mut members: Vec<usize> = members.into_iter().collect();
         members.sort_by_key(|&m| std::cmp::Reverse(convs[m].weights()));
-        let probed = members.par_iter().with_max_len(1).map(|&m| {
-            let unit = Unit::probe(m, convs, options);
+        let probe = |m: usize| Unit::probe(m, convs, options);
+        let probed = |&m: &usize| {
+            let unit = probe(m);
             let mut profile = Profile::calibrated(&unit, convs, &calibrated.sights)?;
             let trial = profile.trial(&unit, convs, calibrated, profile.probe_ranks(&unit), &|_| true)?;
-            Ok((unit, profile, Effect::new(&trial)))
-        });
-        for (probe, profile, effect) in probed.collect::<Result<Vec<_>>>()? {
+            Ok((unit, left(profile), Effect::new(&trial)))
+        };
+        for (probe, profile, effect) in in_portions(&members, |&m| probe(m).workspace(), probed)? {
             found.effects.insert(probe.members[0], effect);
             // The probe is the same decomposition as one of the units.
             let same = |u: &&usize| units[**u].members == probe.members && units[**u].form == probe.form;
@@ -88,14 +92,15 @@ impl Prospects {
         }
         let (units, convs) = (&found.candidates.units, &found.convs);
         order.retain(|&u| found.profiles[u].is_none());
-        let measured = order.par_iter().with_max_len(1).map(|&u| {
+        let workspace = |u: &usize| units[*u].workspace();
+        let measured = |&u: &usize| {
             let mut profile = Profile::calibrated(&units[u], convs, &calibrated.sights)?;
             let hopeless = |profile: &Profile, hope: f64| {
                 options.scheme == SchemeChoice::Auto && !found.promises(u, profile, hope)
             };
             if hopeless(&profile, HOPE) {
                 profile.drop();
-                return Ok((u, profile));
+                return Ok((u, left(profile)));
             }
             let promising = |profile: &Profile| !hopeless(profile, 1.0);
             let trial = profile.trial(&units[u], convs, calibrated, found.tried(u, FITTED), &promising)?;
@@ -103,9 +108,9 @@ impl Prospects {
                 Some(_) => profile.interact(&units[u], &trial, &found.effects),
                 None => profile.drop(),
             }
-            Ok((u, profile))
-        });
-        for (u, profile) in measured.collect::<Result<Vec<_>>>()? {
+            Ok((u, left(profile)))
+        };
+        for (u, profile) in in_portions(&order, workspace, measured)? {
             found.profiles[u] = Some(profile);
         }
         Ok(found)

@@ -2,13 +2,13 @@
 
 use super::file::{GroupEntry, MemberEntry, PlanFile, weights_hash};
 use super::profile::{Profile, Sight};
-use super::unit::Unit;
+use super::unit::{Unit, too_many_bases};
 use super::{Kept, Plan};
 use crate::error::{Error, Result};
 use crate::factor::{Form, Scheme};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model};
-use rayon::prelude::*;
+use crate::portions::in_portions;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use toml::Spanned;
@@ -192,14 +192,16 @@ impl Plan {
         sights: Option<Arc<[Sight]>>,
     ) -> Result<Self> {
         let convs = &grouping.convs;
-        let planned = decisions.par_iter().with_max_len(1).map(|decision| {
+        let lean = too_many_bases(decisions.iter().map(|d| &d.unit));
+        let planned = |decision: &Decision| {
             let profile = match &sights {
                 Some(sights) => Profile::calibrated(&decision.unit, convs, sights)?,
                 None => Profile::plain(&decision.unit, convs)?,
             };
+            let profile = if lean { profile.lean() } else { profile };
             Ok(decision.unit.planned(decision.rank, &profile, Vec::new()))
-        });
-        let groups = planned.collect::<Result<Vec<_>>>()?;
+        };
+        let groups = in_portions(decisions, |d| d.unit.workspace(), planned)?;
         let before = model.parameters();
         let after = decisions.iter().fold(before, |after, d| {
             // Folding gives a convolution without a bias one, and takes a batch norm away.

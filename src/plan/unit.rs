@@ -170,6 +170,27 @@ impl Unit {
         each.fold(0, u64::saturating_add)
     }
 
+    /// Bytes of the bases, about.
+    fn bases(&self) -> u64 {
+        let of = |chain: &ChainForm| {
+            let rows = |&shape: &[usize; 4]| match (chain.unfolding.matrix_shape(shape), chain.basis_side()) {
+                ((rows, _), Side::First) => rows,
+                ((_, columns), Side::Last) => columns,
+            };
+            match chain.basis() {
+                Ownership::Own => self.shapes.iter().map(rows).sum(),
+                Ownership::Shared => self.shapes.iter().map(rows).max().unwrap_or(0),
+            }
+        };
+        let rows: usize = self.chains.iter().map(of).sum();
+        (size_of::<f64>() * rows * self.max_rank) as u64
+    }
+
+    /// Bytes that its analysis takes for a while, about.
+    pub(super) fn workspace(&self) -> u64 {
+        factor::workspace(&self.chains, &self.shapes)
+    }
+
     pub(super) fn pays(&self) -> bool {
         self.max_rank >= self.form.least_rank()
     }
@@ -227,6 +248,14 @@ impl Unit {
     pub(super) fn failed(&self, reason: String) -> Error {
         Error::Numerical { what: self.label.clone(), reason }
     }
+}
+
+/// Bytes of bases that are kept until it is known which of them are used.
+const MOST_BASES: u64 = 2 << 30;
+
+/// Whether the bases of all units would take too much memory: those that are used are then computed twice.
+pub(super) fn too_many_bases<'u>(units: impl IntoIterator<Item = &'u Unit>) -> bool {
+    units.into_iter().map(Unit::bases).sum::<u64>() > MOST_BASES
 }
 
 /// The last number from `low` on, below `high`, that still is what its predecessors are; `low` is taken to be.

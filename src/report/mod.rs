@@ -224,18 +224,20 @@ pub struct Verification {
     pub rewrite_error: f64,
     /// Bound that the rewrite error had to meet.
     pub rewrite_tolerance: f64,
-    /// Written model against the original: their outputs or, of parts, those of each convolution by itself.
+    /// Written model against the original: their outputs or, where they were not run as a whole, those of each convolution by
+    /// itself.
     pub approximation: Approximation,
 }
 
-/// What was run of models that tract cannot run as a whole: each decomposed convolution by itself, on inputs of its own.
+/// What was judged of models that tract cannot run as a whole, or that round what they compute: each decomposed convolution by
+/// itself, on inputs of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parts {
     /// Convolutions that were run.
     pub checked: usize,
     /// Those that were not.
     pub unchecked: Vec<String>,
-    /// Why the models as a whole were not.
+    /// Why it was not the models as a whole.
     pub reason: String,
 }
 

@@ -21,11 +21,11 @@ use crate::onnx::proto::{
     type_proto,
 };
 use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see};
+use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see, stacked};
+use crate::portions::in_portions;
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
-use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap, HashSet};
 #[cfg(feature = "tune")]
 pub(crate) use undo::undone;
@@ -66,7 +66,7 @@ pub(crate) struct Amends {
 /// # Errors
 /// [`Error::NotFinite`] or [`Error::Numerical`]; a plan for another model gives [`Error::Options`].
 pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
-    let solved = plan.groups.par_iter().with_max_len(1).map(|group| solve(plan, group)).collect::<Result<Vec<_>>>()?;
+    let solved = in_portions(&plan.groups, |group| group.workspace(&plan.convs), |group| solve(plan, group))?;
     let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
     let biases = biases.into_iter().flatten().collect();
     assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
@@ -75,8 +75,9 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 /// The model that given factors and amends make, and how far the factors are from the kernels.
 pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
     plan.groups.iter().zip(&mut factors).try_for_each(|(group, factors)| round(plan, group, factors))?;
-    let errors = plan.groups.par_iter().zip(&factors).with_max_len(1).map(|(g, f)| reconstruction_error(plan, g, f));
-    let errors = errors.collect();
+    let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(&factors).collect();
+    let error = |(group, factors): &(&GroupPlan, &Factors)| Ok(reconstruction_error(plan, group, factors));
+    let errors = in_portions(&groups, |(group, _)| group.workspace(&plan.convs), error)?;
     let model = rewritten(model, plan, &factors, &amends)?;
     Ok(Compiled { model, factors, errors, amends })
 }
@@ -202,13 +203,28 @@ pub(crate) fn narrowed(
 /// # Errors
 /// [`Error::Options`] if the parts do not belong together.
 pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
-    let members = plan.groups.iter().zip(&compiled.factors).flat_map(|(group, factors)| {
-        let kernels = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
-        let each = group.members.iter().zip(kernels).map(|(&member, kernel)| {
-            let conv = &plan.convs[member];
-            (conv, kernel, new_bias(conv, compiled.amends.biases.get(&member)))
-        });
-        each.collect::<Vec<_>>()
+    reference_of(model, plan, compiled, &|_| true)
+}
+
+/// The same of only some of the decomposed convolutions, by their positions in [`Plan::convs`].
+pub(crate) fn reference_of(
+    model: &Model,
+    plan: &Plan,
+    compiled: &Compiled,
+    wanted: &dyn Fn(usize) -> bool,
+) -> Result<Model> {
+    let groups = plan.groups.iter().zip(&compiled.factors);
+    let members = groups.flat_map(|(group, factors)| {
+        let members = Members { convs: &plan.convs, members: &group.members };
+        group.members.iter().zip(members.parts()).map(move |(&member, parts)| (member, parts, factors))
+    });
+    let members = members.filter(|(member, ..)| wanted(*member)).map(|(member, parts, factors)| {
+        let conv = &plan.convs[member];
+        (
+            conv,
+            stacked(parts.map(|part| factors.reconstruct(part))),
+            new_bias(conv, compiled.amends.biases.get(&member)),
+        )
     });
     with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, Precision::Single, namer))
 }
@@ -326,11 +342,13 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.form.chains();
     let failed = |reason: String| Error::Numerical { what: group.group.clone(), reason };
-    let factors = match plan.sights.as_deref().and_then(|sights| all_see(&group.members, sights)) {
-        None => factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &group.analysis),
-        Some(sights) => {
-            let judged = Judged::new(&chains, &group.members, sights).map_err(failed)?;
-            factor::factorize_calibrated(&chains, &kernels, &judged.seen(), &group.ranks, SWEEPS, &group.analysis)
+    let sights = plan.sights.as_deref().and_then(|sights| all_see(&group.members, sights));
+    let judged = sights.map(|sights| Judged::new(&chains, &group.members, sights)).transpose().map_err(failed)?;
+    let analysis = group.analysis(&plan.convs, judged.as_ref()).map_err(failed)?;
+    let factors = match &judged {
+        None => factor::factorize(&chains, &kernels, &group.ranks, plan.options.iterations, &analysis),
+        Some(judged) => {
+            factor::factorize_calibrated(&chains, &kernels, &judged.seen(), &group.ranks, SWEEPS, &analysis)
                 .map(|solved| solved.0)
         }
     };
@@ -439,4 +457,44 @@ fn describe(proto: &mut ModelProto, plan: &Plan) {
 /// Whether a group stores any factor once for all.
 pub(crate) fn shares(group: &GroupPlan) -> bool {
     group.form.chains().iter().any(factor::ChainForm::shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::factor::{Scheme, Unfolding};
+    use crate::group::{GroupOptions, find_groups};
+    use crate::plan::{PlanOptions, RankPolicy, SchemeChoice};
+
+    #[test]
+    fn bases_computed_twice_give_the_same_bytes() {
+        let model = Model::open("fixtures/fashion-resnet.onnx").expect("it is in the repository");
+        let grouping = find_groups(&model, &GroupOptions::default()).expect("it is sound");
+        let split = 0.4;
+        let schemes = [
+            Scheme::Separate.on(Unfolding::TUCKER),
+            Scheme::LeftShared.into(),
+            Scheme::RightSharedWithFirst.on(Unfolding::POINTWISE_FIRST),
+            Scheme::RightShared.into(),
+            Scheme::BothShared { split }.into(),
+            Scheme::PartlyCoupled { split }.into(),
+            Scheme::CoupledTensorTrain { split }.on(Unfolding::TUCKER),
+        ];
+        for form in schemes {
+            let options = PlanOptions {
+                scheme: SchemeChoice::Only(form),
+                policy: RankPolicy::Ratio(3.0),
+                iterations: 2,
+                ..PlanOptions::default()
+            };
+            let plan = Plan::build(&model, &grouping, &options).expect("the ratio is in reach");
+            let mut lean = plan.clone();
+            for group in &mut lean.groups {
+                group.analysis = std::sync::Arc::new(factor::Analysis::clone(&group.analysis).without_vectors());
+                assert!(!group.analysis.has_vectors());
+            }
+            let written = |plan: &Plan| apply(&model, plan).expect("it converges").model.to_bytes();
+            assert_eq!(written(&plan), written(&lean), "{form}");
+        }
+    }
 }

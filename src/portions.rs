@@ -1,0 +1,56 @@
+//! Work cut into portions whose temporaries fit in memory together.
+
+use crate::error::Result;
+use rayon::prelude::*;
+
+/// Bytes that the temporaries of one portion take at most, about, unless one item alone takes more.
+const TOGETHER: u64 = 1 << 30;
+
+/// Does some work for each item, portion by portion, the items of one on all threads; results in the order of the items. `bytes`
+/// says what the work for an item takes for a while, about.
+///
+/// # Errors
+/// The first of the work's own, in that order, of the first portion that has one.
+pub(crate) fn in_portions<T: Sync, R: Send>(
+    items: &[T],
+    bytes: impl Fn(&T) -> u64,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let mut done = Vec::with_capacity(items.len());
+    let mut left = items;
+    while !left.is_empty() {
+        let sums = left.iter().scan(0u64, |sum, item| {
+            *sum = sum.saturating_add(bytes(item));
+            Some(*sum)
+        });
+        let (portion, rest) = left.split_at(sums.take_while(|&sum| sum <= TOGETHER).count().max(1));
+        done.extend(portion.par_iter().with_max_len(1).map(&work).collect::<Result<Vec<R>>>()?);
+        left = rest;
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    #[test]
+    fn portions_are_in_order_and_take_no_more_than_they_may() {
+        let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        let sizes = [TOGETHER / 3, TOGETHER / 3, TOGETHER / 2, 1, 2 * TOGETHER, TOGETHER, 0, 0, 5];
+        let done = in_portions(
+            &sizes,
+            |&size| size,
+            |&size| {
+                most.fetch_max(now.fetch_add(size, SeqCst) + size, SeqCst);
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                now.fetch_sub(size, SeqCst);
+                Ok(size)
+            },
+        );
+        assert_eq!(done.unwrap(), sizes);
+        // One item is more than a portion.
+        assert!(most.into_inner() <= 2 * TOGETHER);
+    }
+}
