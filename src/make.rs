@@ -79,6 +79,10 @@ fn make(
         let (plan, compiled) = if options.dry_run { (plan, None) } else { build(plan)? };
         return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, samples: None, origin: None });
     };
+    if model.is_large() && options.gives_way() {
+        let reason = "the model takes 2 GiB or more, and to run it several times as much memory (--calib drawn does so all the same)";
+        return Err(Error::Unavailable { what: "the model".into(), reason: reason.into() });
+    }
     let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
     let origin = Some(calibration.origin(calibrate_on.images.seed())?);

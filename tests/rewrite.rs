@@ -241,6 +241,32 @@ fn a_written_model_that_computes_something_else_is_caught() {
 }
 
 #[test]
+fn a_model_that_rounds_is_judged_convolution_by_convolution() {
+    // Whole numbers times whole numbers, just beside which the factors' products fall: a step up or down.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let rounded = b.node("Round", &["image"], "rounded", vec![]);
+    let (first, last) = (|i: usize, y: usize| 1 + (3 * i + y) % 5, |o: usize, x: usize| 1 + (5 * o + x) % 7);
+    let kernel = (0..8 * 8 * 9).map(|at| (first(at / 9 % 8, at / 3 % 3) * last(at / 72, at % 3)) as f32).collect();
+    let kernel = b.store("kernel", &[8, 8, 3, 3], kernel);
+    let y = b.node("Conv", &[&rounded, &kernel], "y", vec![support::ints("pads", &[1; 4])]);
+    let stepped = b.node("Floor", &[&y], "stepped", vec![]);
+    let proto = b.build_proto(&[&stepped]);
+    let run = |proto: &support::proto::ModelProto| {
+        let model = Model::from_bytes(proto.encode_to_vec()).unwrap();
+        compile(&model, &options(Scheme::Separate, RankPolicy::Rate(0.2)), &|_| ()).unwrap()
+    };
+    let found = run(&proto).report.verification.unwrap();
+    let parts = found.parts.as_ref().expect("steps are larger than the tolerance");
+    assert!(parts.checked == 1 && parts.reason.contains("Round"), "{parts:?}");
+    assert!(found.rewrite_error < 1e-5 && found.approximation.relative_error > 1e-3, "{found:?}");
+    // As it is before it is rounded it is judged as a whole.
+    let mut plain = proto;
+    plain.graph.as_mut().unwrap().output[0].name = Some("y".into());
+    let found = run(&plain).report.verification.unwrap();
+    assert!(found.parts.is_none() && found.rewrite_error < 1e-5, "{found:?}");
+}
+
+#[test]
 fn outputs_that_are_no_numbers_in_both_models_agree() {
     let mut b = ModelBuilder::new(&[1, 8, 9, 9], 3);
     let mut x = "image".to_owned();

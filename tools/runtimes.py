@@ -114,7 +114,8 @@ def unshared(source, target):
             # One weight differs in its last bits, so that no tool finds the copies to be one.
             values = onnx.numpy_helper.to_array(copy).copy()
             copied += values.size
-            values.flat[0] = np.nextafter(values.flat[0], np.float32(np.inf)) + np.float32(number * 1e-7)
+            for _ in range(number):
+                values.flat[0] = np.nextafter(values.flat[0], values.dtype.type(np.inf))
             copy.CopyFrom(onnx.numpy_helper.from_array(values, copy.name))
             model.graph.initializer.append(copy)
             node.input[list(node.input).index(tensor.name)] = copy.name
@@ -194,7 +195,12 @@ def check_model(path, scheme, binary, ratio, cells):
         put("tract", "ok" if tract.returncode == 0 else f"FAIL: {tract.stderr.strip()[:80]}")
         for row, run in RUNTIMES.items():
             try:
-                worst = difference(wanted, [np.asarray(y) for y in run(small, given)])
+                off = lambda file, wanted: difference(wanted, [np.asarray(y) for y in run(file, given)])
+                worst = off(small, wanted)
+                # A model that rounds differs by whole steps between runtimes, compressed or not.
+                if worst > EXACT and off(path, ort(path, given)) > EXACT:
+                    put(row, "fails on the original, too")
+                    continue
                 put(row, f"{'ok' if worst <= EXACT else 'FAIL'} {worst:.0e}")
             except Exception as error:  # whatever the runtime says of the file is a finding
                 put(row, f"FAIL: {type(error).__name__}: {str(error).splitlines()[0][:80]}")

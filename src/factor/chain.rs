@@ -3,34 +3,50 @@
 
 use super::linalg::left_inverse;
 use super::{ChainForm, Ownership};
-use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
+use ndarray::{ArcArray, Array2, Array4, ArrayView2, ArrayView4, Axis, Ix4, s};
 
-/// Kernels at one place of a chain, axes `out, in, kh, kw`, rounded to the f32 that is written.
+/// A kernel `[out, in, kh, kw]` rounded to the f32 that is written; what is written shares its memory.
+pub type StoredKernel = ArcArray<f32, Ix4>;
+
+/// Kernels at one place of a chain.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Factor {
     /// One kernel, stored once and read by every member.
-    Shared(Array4<f32>),
+    Shared(StoredKernel),
     /// One kernel a member.
-    Own(Vec<Array4<f32>>),
+    Own(Vec<StoredKernel>),
 }
 
 impl Factor {
     /// The kernel that one member uses.
     #[must_use]
-    pub fn of(&self, member: usize) -> &Array4<f32> {
+    pub fn of(&self, member: usize) -> &StoredKernel {
         match self {
             Self::Shared(kernel) => kernel,
             Self::Own(kernels) => &kernels[member],
         }
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn kernels(&self) -> &[StoredKernel] {
+        match self {
+            Self::Shared(kernel) => std::slice::from_ref(kernel),
+            Self::Own(kernels) => kernels,
+        }
+    }
+
+    fn kernels_mut(&mut self) -> &mut [StoredKernel] {
+        match self {
+            Self::Shared(kernel) => std::slice::from_mut(kernel),
+            Self::Own(kernels) => kernels,
+        }
+    }
+
     /// Elements stored.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        match self {
-            Self::Shared(kernel) => kernel.len() as u64,
-            Self::Own(kernels) => kernels.iter().map(|k| k.len() as u64).sum(),
-        }
+        self.kernels().iter().map(|k| k.len() as u64).sum()
     }
 }
 
@@ -55,7 +71,7 @@ impl Chain {
         finish: &dyn Fn(usize, Array4<f64>) -> Array4<f64>,
     ) -> Self {
         let factor = |ownership: Ownership, kernel: &dyn Fn(usize) -> Array4<f64>| {
-            let rounded = |i: usize| kernel(i).mapv(|x| x as f32);
+            let rounded = |i: usize| kernel(i).mapv(|x| x as f32).into_shared();
             match ownership {
                 Ownership::Shared => Factor::Shared(rounded(0)),
                 Ownership::Own => Factor::Own((0..shapes.len()).map(rounded).collect()),
@@ -107,23 +123,27 @@ impl Factors {
         products.reduce(|a, b| a + b).unwrap_or_default()
     }
 
-    /// Changes every element.
-    pub(crate) fn map(&mut self, change: impl Fn(f32) -> f32) {
-        for factor in self.chains.iter_mut().flat_map(|c| &mut c.factors) {
-            match factor {
-                Factor::Shared(kernel) => kernel.mapv_inplace(&change),
-                Factor::Own(kernels) => kernels.iter_mut().for_each(|kernel| kernel.mapv_inplace(&change)),
+    /// Keeps elements in memory in the order in which they are stored: `turn` gives a kernel's axes in that order, and turns them back.
+    pub(crate) fn lay_out(&mut self, turn: impl Fn(StoredKernel) -> StoredKernel) {
+        for kernel in self.chains.iter_mut().flat_map(|c| &mut c.factors).flat_map(Factor::kernels_mut) {
+            let turned = turn(kernel.clone());
+            if !turned.is_standard_layout() {
+                *kernel = turn(turned.as_standard_layout().into_owned().into_shared());
             }
         }
+    }
+
+    /// Changes every element.
+    pub(crate) fn map(&mut self, change: impl Fn(f32) -> f32) {
+        let factors = self.chains.iter_mut().flat_map(|c| &mut c.factors);
+        factors.flat_map(Factor::kernels_mut).for_each(|kernel| kernel.mapv_inplace(&change));
     }
 
     /// Whether every element is a number that f32 holds.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.chains.iter().flat_map(|c| &c.factors).all(|factor| match factor {
-            Factor::Shared(kernel) => kernel.iter().all(|x| x.is_finite()),
-            Factor::Own(kernels) => kernels.iter().flatten().all(|x| x.is_finite()),
-        })
+        let factors = self.chains.iter().flat_map(|c| &c.factors);
+        factors.flat_map(Factor::kernels).flatten().all(|x| x.is_finite())
     }
 
     /// Elements stored, a shared factor once.

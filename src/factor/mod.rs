@@ -15,7 +15,7 @@ mod target;
 mod unfold;
 
 pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated, refit_dense};
-pub use chain::{Chain, Factor, Factors, compose};
+pub use chain::{Chain, Factor, Factors, StoredKernel, compose};
 pub(crate) use joint::workspace;
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond, respond_to_rows};

@@ -13,7 +13,7 @@ use super::Graph;
 use super::graph::is_standard;
 use super::proto::NodeProto;
 use super::window::Window;
-use ndarray::{Array4, ArrayView4, Axis};
+use ndarray::{Array4, ArrayBase, ArrayView4, Axis, Ix4, RawData};
 use std::ops::Range;
 
 /// An operator with all that its attributes say.
@@ -148,16 +148,24 @@ impl Kind {
 
     /// Dimensions and elements of a kernel `[out, in, kh, kw]` as the operator stores it; each axis has the extent of the whole
     /// kernel or one.
-    pub(crate) fn store(&self, kernel: &Array4<f32>) -> (Vec<usize>, Vec<f32>) {
-        let (out, inputs, kh, kw) = kernel.dim();
-        let spatial = self.spatial([kh, kw]);
-        let flat = |view: ArrayView4<'_, f32>| view.iter().copied().collect();
-        match self {
-            Self::Conv(_) => ([vec![out, inputs], spatial].concat(), flat(kernel.view())),
-            Self::ConvTranspose(_) => ([vec![inputs, out], spatial].concat(), flat(turned(kernel.view()))),
-            Self::Gemm { transposed: true } => (vec![out, inputs], flat(kernel.view())),
-            Self::Gemm { .. } | Self::MatMul => (vec![inputs, out], flat(turned(kernel.view()))),
-        }
+    pub(crate) fn store(&self, kernel: ArrayView4<'_, f32>) -> (Vec<usize>, Vec<f32>) {
+        (self.dims(kernel.dim()), self.ordered(kernel).iter().copied().collect())
+    }
+
+    /// Dimensions of a kernel of shape `(out, in, kh, kw)` as the operator stores it.
+    pub(crate) fn dims(&self, (out, inputs, kh, kw): (usize, usize, usize, usize)) -> Vec<usize> {
+        let channels = if self.keeps_order() { vec![out, inputs] } else { vec![inputs, out] };
+        [channels, self.spatial([kh, kw])].concat()
+    }
+
+    /// A kernel `[out, in, kh, kw]` with the axes as the operator stores them, or one of these with the axes of a kernel.
+    pub(crate) fn ordered<S: RawData>(&self, kernel: ArrayBase<S, Ix4>) -> ArrayBase<S, Ix4> {
+        if self.keeps_order() { kernel } else { turned(kernel) }
+    }
+
+    /// Whether the operator stores a kernel `[out, in, kh, kw]` in this order.
+    fn keeps_order(&self) -> bool {
+        matches!(self, Self::Conv(_) | Self::Gemm { transposed: true })
     }
 
     /// The spatial extents, as the operator counts its axes, of a kernel that has each of two extents or one instead.
@@ -173,7 +181,7 @@ impl Kind {
 }
 
 /// The first two axes exchanged, and the kernel turned by 180°.
-fn turned<T>(kernel: ArrayView4<'_, T>) -> ArrayView4<'_, T> {
+fn turned<S: RawData>(kernel: ArrayBase<S, Ix4>) -> ArrayBase<S, Ix4> {
     let mut kernel = kernel.permuted_axes([1, 0, 2, 3]);
     kernel.invert_axis(Axis(2));
     kernel.invert_axis(Axis(3));

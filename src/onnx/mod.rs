@@ -49,7 +49,7 @@ pub(crate) use storage::{Storage, quantized};
 pub(crate) use stretch::float_value;
 #[cfg(feature = "verify")]
 pub(crate) use tensor::{Elements, read_integers};
-pub(crate) use tensor::{float_initializer, initializer, int8_initializer, read_floats};
+pub(crate) use tensor::{float_initializer, initializer, int8_initializer, kernel_initializer, read_floats};
 #[cfg(feature = "verify")]
 pub(crate) use window::Window;
 pub use write::{write_whole, writing};

@@ -14,7 +14,8 @@ use super::graph::Graph;
 use super::precision::Precision;
 use super::proto::{NodeProto, TensorProto};
 use super::tensor::{floats_of, initializer, integers_of};
-use ndarray::{Array4, Axis};
+use crate::factor::StoredKernel;
+use ndarray::{Array4, ArrayView4, Axis};
 
 /// From this operator set on `DequantizeLinear` has a scale for each channel.
 const SCALE_PER_CHANNEL: i64 = 13;
@@ -57,7 +58,7 @@ impl Storage {
     }
 
     /// Rounds the kernels `[out, in, kh, kw]` of one factor, which are stored in one tensor, to what can be stored.
-    pub(crate) fn round(self, kernels: &mut [Array4<f32>]) {
+    pub(crate) fn round(self, kernels: &mut [StoredKernel]) {
         match self {
             Self::Plain => {}
             Self::Cast(precision) => kernels.iter_mut().for_each(|k| k.mapv_inplace(|x| precision.round(x))),
@@ -76,12 +77,12 @@ impl Storage {
 }
 
 /// A rounded kernel `[out, in, kh, kw]` as whole numbers and their scales, one a channel of the output or one for all.
-pub(crate) fn quantized(kernel: &Array4<f32>, per_channel: bool) -> (Array4<f32>, Vec<f32>) {
+pub(crate) fn quantized(kernel: ArrayView4<'_, f32>, per_channel: bool) -> (Array4<f32>, Vec<f32>) {
     let scales: Vec<f32> = match per_channel {
         true => kernel.axis_iter(Axis(0)).map(|channel| scale(channel.iter())).collect(),
         false => vec![scale(kernel.iter())],
     };
-    let mut numbers = kernel.clone();
+    let mut numbers = kernel.to_owned();
     for (at, mut channel) in numbers.axis_iter_mut(Axis(0)).enumerate() {
         let scale = scales[at.min(scales.len() - 1)];
         channel.mapv_inplace(|x| whole(x, scale));
@@ -188,12 +189,12 @@ mod tests {
         });
         for per_channel in [true, false] {
             let storage = Storage::Quantized { per_channel, scales: 0 };
-            let mut once = [kernel.clone()];
+            let mut once = [kernel.clone().into_shared()];
             storage.round(&mut once);
             let mut twice = once.clone();
             storage.round(&mut twice);
             assert_eq!(once, twice);
-            let (numbers, scales) = quantized(&once[0], per_channel);
+            let (numbers, scales) = quantized(once[0].view(), per_channel);
             assert_eq!(scales.len(), if per_channel { 5 } else { 1 });
             for (at, channel) in numbers.axis_iter(Axis(0)).enumerate() {
                 let (scale, rounded) = (scales[at.min(scales.len() - 1)], once[0].index_axis(Axis(0), at));

@@ -4,6 +4,7 @@ use super::Precision;
 use super::external::is_external;
 use super::proto::{TensorProto, tensor_proto::DataType};
 use crate::error::{Error, Result};
+use crate::factor::StoredKernel;
 use bytes::Bytes;
 use ndarray::{ArrayD, IxDyn};
 
@@ -174,6 +175,23 @@ pub(crate) fn initializer(
         data_type: Some(precision.data_type() as i32),
         raw_data: Some(Bytes::from(raw)),
         ..TensorProto::default()
+    }
+}
+
+/// A float32 initializer of a kernel, which shares the kernel's memory if elements stand there as they are stored.
+pub(crate) fn kernel_initializer(name: String, dims: &[usize], kernel: StoredKernel) -> TensorProto {
+    if cfg!(target_endian = "big") || !kernel.is_standard_layout() {
+        return float_initializer(name, dims, kernel.iter().copied());
+    }
+    struct Elements(StoredKernel);
+    impl AsRef<[u8]> for Elements {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(self.0.as_slice().unwrap_or_default())
+        }
+    }
+    TensorProto {
+        raw_data: Some(Bytes::from_owner(Elements(kernel))),
+        ..float_initializer(name, dims, std::iter::empty())
     }
 }
 

@@ -74,7 +74,11 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 
 /// The model that given factors and amends make, and how far the factors are from the kernels.
 pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
-    plan.groups.iter().zip(&mut factors).try_for_each(|(group, factors)| round(plan, group, factors))?;
+    for (group, factors) in plan.groups.iter().zip(&mut factors) {
+        round(plan, group, factors)?;
+        let kind = group.members.first().map(|&m| &plan.convs[m].kind);
+        kind.into_iter().for_each(|kind| factors.lay_out(|kernel| kind.ordered(kernel)));
+    }
     let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(&factors).collect();
     let error = |(group, factors): &(&GroupPlan, &Factors)| Ok(reconstruction_error(plan, group, factors));
     let errors = in_portions(&groups, |(group, _)| group.workspace(&plan.convs), error)?;
@@ -291,7 +295,7 @@ pub(crate) fn with_kernels<'c>(
     for (conv, kernel, bias) in replaced {
         let kind = &conv.kind;
         let name = namer.fresh(&reference_names(conv)[0]);
-        let (dims, elements) = kind.store(&kernel.mapv(|x| x as f32));
+        let (dims, elements) = kind.store(kernel.mapv(|x| x as f32).view());
         graph.initializer.push(float_initializer(name.clone(), &dims, elements.into_iter()));
         for conv in conv.all() {
             let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == kind.op_type() && n.input.len() > 1);

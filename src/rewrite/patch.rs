@@ -1,11 +1,12 @@
 //! What takes the place of one convolution: the factors of each chain one behind the other, and the sum of the chains.
 
 use super::new_bias;
-use crate::factor::{Chain, Factor, Factors};
+use crate::factor::{Chain, Factor, Factors, StoredKernel};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
-use crate::onnx::{Conv, Kind, Namer, Precision, Storage, initializer, int8_initializer, quantized};
+use crate::onnx::{
+    Conv, Kind, Namer, Precision, Storage, initializer, int8_initializer, kernel_initializer, quantized,
+};
 use crate::plan::{GroupPlan, stacked};
-use ndarray::Array4;
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -107,7 +108,10 @@ impl Patch {
             let mut value = conv.input.clone();
             for (f, factor) in chain.factors.iter().enumerate() {
                 let place = place(factors, c, f);
-                let kernel = || stacked(own.clone().map(|part| factor.of(part).clone()));
+                let kernel = || match own.len() {
+                    1 => factor.of(own.start).clone(),
+                    _ => stacked(own.clone().map(|part| factor.of(part).to_owned())).into_shared(),
+                };
                 let weight = match shared.get(&(c, f)) {
                     Some(name) => name.clone(),
                     None => {
@@ -169,7 +173,7 @@ impl Patch {
     }
 
     /// Stores a factor under a name as its kernel was stored; `read` is the type that the operator reads.
-    fn store(&mut self, conv: &Conv, name: &str, kernel: &Array4<f32>, read: Precision, namer: &mut Namer) {
+    fn store(&mut self, conv: &Conv, name: &str, kernel: &StoredKernel, read: Precision, namer: &mut Namer) {
         let node = (conv.storage != Storage::Plain).then(|| namer.fresh(&format!("{name}_read")));
         let mut converted = |by: &str, inputs: Vec<String>, attribute: Vec<AttributeProto>| {
             self.converting.push(NodeProto {
@@ -182,19 +186,23 @@ impl Patch {
             });
         };
         match conv.storage {
+            Storage::Plain if read == Precision::Single => {
+                let (dims, ordered) = (conv.kind.dims(kernel.dim()), conv.kind.ordered(kernel.clone()));
+                self.initializers.push(kernel_initializer(name.to_owned(), &dims, ordered));
+            }
             Storage::Plain => {
-                let (dims, elements) = conv.kind.store(kernel);
+                let (dims, elements) = conv.kind.store(kernel.view());
                 self.initializers.push(initializer(name.to_owned(), &dims, elements.into_iter(), read));
             }
             Storage::Cast(narrow) => {
-                let (dims, elements) = conv.kind.store(kernel);
+                let (dims, elements) = conv.kind.store(kernel.view());
                 let stored = namer.fresh(&format!("{name}_stored"));
                 converted("Cast", vec![stored.clone()], vec![integer("to", read.data_type() as i64)]);
                 self.initializers.push(initializer(stored, &dims, elements.into_iter(), narrow));
             }
             Storage::Quantized { per_channel, .. } => {
-                let (numbers, scales) = quantized(kernel, per_channel);
-                let (dims, elements) = conv.kind.store(&numbers);
+                let (numbers, scales) = quantized(kernel.view(), per_channel);
+                let (dims, elements) = conv.kind.store(numbers.view());
                 let stored = namer.fresh(&format!("{name}_quantized"));
                 let scale = namer.fresh(&format!("{name}_scale"));
                 let axis = per_channel.then(|| integer("axis", conv.kind.output_axis() as i64));
