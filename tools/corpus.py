@@ -141,7 +141,7 @@ Written by `tools/corpus.py`; {len(rows)} runs on {len({r['model'].split(',')[0]
 
 `tract`: rewrite error by the tool's own verification, of the largest output. `ONNX Runtime`: the same by `tools/corpus_judge.py`, which cuts
 every replacement out of the file, runs it on unit impulses and sets what it answers as the original's kernel. A ratio in a row that is less than
-the one asked for is 0.8 of what can be reached. Behind a refusal by tract stands what the file that --no-verify writes was found to be.
+the one asked for is 0.8 of what can be reached. `parameters`: those in floating point. Behind a refusal by tract stands what the file that --no-verify writes was found to be.
 """
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(line(r)) + " |" for r in rows]
