@@ -6,7 +6,7 @@ mod cli;
 mod zoo;
 
 use cli::streams::{self, is_stream};
-use cli::{Cli, CompressJob, InspectJob, Job, Output, TuneJob, VerifyJob, ZooJob};
+use cli::{Cli, CompressJob, InspectJob, Job, Output, TuneJob, VerifyJob, ZooJob, in_time};
 use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, tune, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
@@ -136,6 +136,7 @@ fn compressed(job: CompressJob) -> Result<()> {
     let given = compilation.model.clone().filter(|_| job.model_output.as_deref().is_some_and(is_stream));
     {
         let _whole = writing();
+        in_time();
         write(&job, compilation)?;
     }
     given.as_ref().map_or(Ok(()), streams::give)?;
@@ -225,6 +226,7 @@ fn tuned(job: &TuneJob) -> Result<()> {
     let (model, report) = tune(&teacher, &student, &job.distillation, &progress)?;
     {
         let _whole = writing();
+        in_time();
         if let Some(path) = file(&model_output) {
             model.save(path)?;
         }

@@ -3,16 +3,22 @@
 use crate::error::Result;
 use rayon::prelude::*;
 
-/// Bytes that the temporaries of one portion take at most, about, unless one item alone takes more.
-const TOGETHER: u64 = 1 << 30;
+/// Bytes that the temporaries of one portion may take in any case, about.
+const LEAST_ROOM: u64 = 1 << 30;
+
+/// Bytes that the temporaries of one portion may take, about, for a model of so many parameters: a quarter of it in float32.
+pub(crate) fn room(parameters: u64) -> u64 {
+    parameters.max(LEAST_ROOM)
+}
 
 /// Does some work for each item, portion by portion, the items of one on all threads; results in the order of the items. `bytes`
-/// says what the work for an item takes for a while, about.
+/// says what the work for an item takes for a while, about; a portion takes no more than there is `room`, unless it is one item.
 ///
 /// # Errors
 /// The first of the work's own, in that order, of the first portion that has one.
 pub(crate) fn in_portions<T: Sync, R: Send>(
     items: &[T],
+    room: u64,
     bytes: impl Fn(&T) -> u64,
     work: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
@@ -23,7 +29,7 @@ pub(crate) fn in_portions<T: Sync, R: Send>(
             *sum = sum.saturating_add(bytes(item));
             Some(*sum)
         });
-        let (portion, rest) = left.split_at(sums.take_while(|&sum| sum <= TOGETHER).count().max(1));
+        let (portion, rest) = left.split_at(sums.take_while(|&sum| sum <= room).count().max(1));
         done.extend(portion.par_iter().with_max_len(1).map(&work).collect::<Result<Vec<R>>>()?);
         left = rest;
     }
@@ -38,9 +44,10 @@ mod tests {
     #[test]
     fn portions_are_in_order_and_take_no_more_than_they_may() {
         let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
-        let sizes = [TOGETHER / 3, TOGETHER / 3, TOGETHER / 2, 1, 2 * TOGETHER, TOGETHER, 0, 0, 5];
+        let sizes = [40, 40, 50, 1, 250, 120, 0, 0, 5];
         let done = in_portions(
             &sizes,
+            120,
             |&size| size,
             |&size| {
                 most.fetch_max(now.fetch_add(size, SeqCst) + size, SeqCst);
@@ -50,7 +57,7 @@ mod tests {
             },
         );
         assert_eq!(done.unwrap(), sizes);
-        // One item is more than a portion.
-        assert!(most.into_inner() <= 2 * TOGETHER);
+        // One item is more than there is room for, and stands alone.
+        assert_eq!(most.into_inner(), 250);
     }
 }

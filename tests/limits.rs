@@ -50,6 +50,20 @@ fn a_model_that_asks_for_terabytes_ends_in_a_sentence() {
 }
 
 #[test]
+fn the_bound_on_time_is_the_users() {
+    // Seconds of work.
+    let scene = Scene::new(&support::ResNet::R18.build());
+    let message = scene.fails("in.onnx out.onnx --ratio 4 --scheme bi-jsvd --calib none -q --max-time 0.2s", 15);
+    assert!(message.contains("longer than 0.2 s") && message.contains("--max-time"), "{message}");
+    assert_eq!(scene.files(), ["in.onnx"]);
+    scene.succeeds("inspect in.onnx -q --max-time 1h");
+    for wrong in ["0s", "-1m", "5", "soon", "3epochs"] {
+        let message = String::from_utf8(scene.run(&format!("in.onnx out.onnx --max-time={wrong}")).stderr).unwrap();
+        assert!(message.contains("--max-time"), "{message}");
+    }
+}
+
+#[test]
 fn the_bound_on_memory_is_the_users() {
     // A gigabyte.
     let scene = Scene::new(&spread("ConstantOfShape", &[256, 1 << 20]));

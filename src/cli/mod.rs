@@ -6,6 +6,7 @@ mod inspect;
 mod memory;
 mod shared;
 pub mod streams;
+mod time;
 mod tune;
 mod verify;
 mod zoo;
@@ -14,6 +15,7 @@ pub use compress::CompressJob;
 pub use inspect::InspectJob;
 pub use memory::Bounded;
 pub use shared::Output;
+pub use time::in_time;
 pub use tune::{TuneJob, stop};
 pub use verify::VerifyJob;
 pub use zoo::ZooJob;
@@ -112,13 +114,16 @@ impl Cli {
     /// Those of arguments that contradict each other, or of files that cannot be read or do not fit.
     pub fn job(self) -> Result<Job> {
         // Before any file is read.
-        memory::bound(match &self.command {
-            None => self.compress.output.max_memory,
-            Some(Command::Inspect(inspect)) => inspect.output.max_memory,
-            Some(Command::Verify(verify)) => verify.output.max_memory,
-            Some(Command::Tune(tune)) => tune.output.max_memory,
+        let output = match &self.command {
+            None => Some(&self.compress.output),
+            Some(Command::Inspect(inspect)) => Some(&inspect.output),
+            Some(Command::Verify(verify)) => Some(&verify.output),
+            Some(Command::Tune(tune)) => Some(&tune.output),
+            // The bounds are those of its processes.
             Some(Command::Zoo(_) | Command::Completions { .. } | Command::Man) => None,
-        });
+        };
+        memory::bound(output.and_then(|output| output.max_memory));
+        time::bound(output.and_then(|output| output.max_time));
         match self.command {
             None => Ok(Job::Compress(Box::new(self.compress.job()?))),
             Some(Command::Inspect(inspect)) => Ok(Job::Inspect(inspect.job())),
@@ -172,6 +177,7 @@ Exit codes:
   12 --check: the output is not what a run would write; the message says why
   13 it would take more memory than --max-memory; nothing was written
   14 --tune, tune: it cannot be tuned; the message says why
+  15 it would take longer than --max-time; nothing was written
 
 Examples:
   onnx-jmd in.onnx out.onnx --ratio 2

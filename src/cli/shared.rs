@@ -6,6 +6,7 @@ use onnx_jmd::{
 };
 use regex::Regex;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Which convolutions are looked at.
 #[derive(Debug, Args)]
@@ -124,6 +125,10 @@ pub struct Output {
     /// End in an error rather than take more memory, in gibibytes; by default what the machine has (on Linux)
     #[arg(long, value_name = "GIB", value_parser = super::memory::gibibytes)]
     pub max_memory: Option<usize>,
+
+    /// End in an error rather than take longer: 90s, 10m or 1.5h; tuning ends by its own time
+    #[arg(long, value_name = "TIME", value_parser = super::time::time)]
+    pub max_time: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

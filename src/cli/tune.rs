@@ -1,11 +1,11 @@
 //! `onnx-jmd tune`, and what it has in common with `--tune`.
 
 use super::shared::{Accuracy, Output, Pixels, Verification};
+use super::time::time;
 use clap::Args;
 use onnx_jmd::{Budget, Distillation, Error, Images, Preprocessing, Result, Stop, TuneOptions, Tutoring};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 /// How to tune.
 #[derive(Debug, Args)]
@@ -142,19 +142,15 @@ pub fn stop() -> &'static Stop {
 
 /// `90s`, `10m`, `1.5h` or `5epochs`.
 pub(super) fn budget(text: &str) -> std::result::Result<Budget, String> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let wrong =
-        || format!("'{text}' is neither a time such as 90s, 10m or 1.5h nor a number of passes such as 5epochs");
-    let number: f64 = number.trim().parse().ok().filter(|n: &f64| *n > 0.0 && n.is_finite()).ok_or_else(wrong)?;
-    let seconds = |factor: f64| Duration::try_from_secs_f64(number * factor).map(Budget::Time).map_err(|_| wrong());
-    match unit.trim() {
-        "s" => seconds(1.0),
-        "m" | "min" => seconds(60.0),
-        "h" => seconds(3600.0),
-        "epoch" | "epochs" => Ok(Budget::Epochs(number)),
-        _ => Err(wrong()),
-    }
+    let passes = text.strip_suffix("epochs").or_else(|| text.strip_suffix("epoch"));
+    let number = |passes: &str| passes.trim().parse().ok().filter(|n: &f64| *n > 0.0 && n.is_finite());
+    let found = match passes {
+        Some(passes) => number(passes).map(Budget::Epochs),
+        None => time(text).ok().map(Budget::Time),
+    };
+    found.ok_or_else(|| {
+        format!("'{text}' is neither a time such as 90s, 10m or 1.5h nor a number of passes such as 5epochs")
+    })
 }
 
 /// Train a smaller model to give the original's answers, by any images and without labels

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::factor::Scheme;
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model, SkipReason};
-use crate::portions::in_portions;
+use crate::portions::{in_portions, room};
 use crate::ranks::{Curve, Offer, choose, cover};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -63,11 +63,12 @@ impl Prospects {
         let mut order: Vec<usize> = (0..units.len()).collect();
         order.sort_by_key(|&u| std::cmp::Reverse(units[u].whole));
         let lean = too_many_bases(units);
+        let room = room(found.candidates.before);
         let left = |profile: Profile| if lean { profile.lean() } else { profile };
         let workspace = |u: &usize| units[*u].workspace();
         let Some(calibrated) = calibrated else {
             let plain = |&u: &usize| Ok((u, left(Profile::plain(&units[u], convs)?)));
-            for (u, profile) in in_portions(&order, workspace, plain)? {
+            for (u, profile) in in_portions(&order, room, workspace, plain)? {
                 found.profiles[u] = Some(profile);
             }
             return Ok(found);
@@ -82,7 +83,7 @@ impl Prospects {
             let trial = profile.trial(&unit, convs, calibrated, profile.probe_ranks(&unit), &|_| true)?;
             Ok((unit, left(profile), Effect::new(&trial)))
         };
-        for (probe, profile, effect) in in_portions(&members, |&m| probe(m).workspace(), probed)? {
+        for (probe, profile, effect) in in_portions(&members, room, |&m| probe(m).workspace(), probed)? {
             found.effects.insert(probe.members[0], effect);
             // The probe is the same decomposition as one of the units.
             let same = |u: &&usize| units[**u].members == probe.members && units[**u].form == probe.form;
@@ -110,7 +111,7 @@ impl Prospects {
             }
             Ok((u, left(profile)))
         };
-        for (u, profile) in in_portions(&order, workspace, measured)? {
+        for (u, profile) in in_portions(&order, room, workspace, measured)? {
             found.profiles[u] = Some(profile);
         }
         Ok(found)

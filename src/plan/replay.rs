@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::factor::{Form, Scheme};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Model};
-use crate::portions::in_portions;
+use crate::portions::{in_portions, room};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use toml::Spanned;
@@ -201,7 +201,7 @@ impl Plan {
             let profile = if lean { profile.lean() } else { profile };
             Ok(decision.unit.planned(decision.rank, &profile, Vec::new()))
         };
-        let groups = in_portions(decisions, |d| d.unit.workspace(), planned)?;
+        let groups = in_portions(decisions, room(model.parameters()), |d| d.unit.workspace(), planned)?;
         let before = model.parameters();
         let after = decisions.iter().fold(before, |after, d| {
             // Folding gives a convolution without a bias one, and takes a batch norm away.

@@ -22,7 +22,7 @@ use crate::onnx::proto::{
 };
 use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
 use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see, stacked};
-use crate::portions::in_portions;
+use crate::portions::{in_portions, room};
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
@@ -66,7 +66,8 @@ pub(crate) struct Amends {
 /// # Errors
 /// [`Error::NotFinite`] or [`Error::Numerical`]; a plan for another model gives [`Error::Options`].
 pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
-    let solved = in_portions(&plan.groups, |group| group.workspace(&plan.convs), |group| solve(plan, group))?;
+    let room = room(plan.parameters_before);
+    let solved = in_portions(&plan.groups, room, |group| group.workspace(&plan.convs), |group| solve(plan, group))?;
     let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
     let biases = biases.into_iter().flatten().collect();
     assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
@@ -80,8 +81,9 @@ pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, am
         kind.into_iter().for_each(|kind| factors.lay_out(|kernel| kind.ordered(kernel)));
     }
     let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(&factors).collect();
+    let room = room(plan.parameters_before);
     let error = |(group, factors): &(&GroupPlan, &Factors)| Ok(reconstruction_error(plan, group, factors));
-    let errors = in_portions(&groups, |(group, _)| group.workspace(&plan.convs), error)?;
+    let errors = in_portions(&groups, room, |(group, _)| group.workspace(&plan.convs), error)?;
     let model = rewritten(model, plan, &factors, &amends)?;
     Ok(Compiled { model, factors, errors, amends })
 }
