@@ -163,7 +163,9 @@ impl Options {
     /// [`Error::Gate`], or [`Error::Unmeasured`] where a bound on the outputs would be held against those of parts.
     pub(crate) fn gate(&self, report: &Report) -> Result<()> {
         let verification = report.verification.as_ref();
-        if let Some(parts) = verification.and_then(|v| v.parts.as_ref()) {
+        if let Some(parts) =
+            verification.and_then(|v| v.parts.as_ref()).filter(|parts| parts.whole_difference.is_none())
+        {
             let unscored = self.gates.min_agreement.filter(|_| report.score.is_none());
             let bounds = [("--min-snr", self.gates.min_snr), ("--min-agreement", unscored)];
             if let Some((bound, _)) = bounds.into_iter().find(|(_, asked)| asked.is_some()) {

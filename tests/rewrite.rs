@@ -3,7 +3,8 @@
 mod support;
 
 use onnx_jmd::{
-    GroupOptions, Model, Options, Plan, PlanOptions, RankPolicy, Scheme, VerifyOptions, apply, compile, find_groups,
+    Gates, GroupOptions, Model, Options, Plan, PlanOptions, RankPolicy, Scheme, VerifyOptions, apply, compile,
+    find_groups,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -219,25 +220,72 @@ fn a_folded_batch_norm_computes_what_it_did() {
     }
 }
 
-#[test]
-fn a_written_model_that_computes_something_else_is_caught() {
-    let model = Model::from_bytes(small_resnet(3)).unwrap();
+/// What is found of a model whose compressed form was damaged.
+fn found_of_damaged(
+    model: &support::proto::ModelProto,
+    damage: impl Fn(&mut support::proto::GraphProto),
+) -> onnx_jmd::Result<onnx_jmd::Verification> {
+    let model = Model::from_bytes(model.encode_to_vec()).unwrap();
     let grouping = find_groups(&model, &GroupOptions::default()).unwrap();
     let plan =
         PlanOptions { scheme: Scheme::LeftShared.into(), policy: RankPolicy::Rate(0.3), ..PlanOptions::default() };
     let plan = Plan::build(&model, &grouping, &plan).unwrap();
     let mut compiled = apply(&model, &plan).unwrap();
     let mut written = decode(&compiled.model.to_bytes());
-    let pads =
-        written.graph.as_mut().unwrap().node.iter_mut().flat_map(|n| &mut n.attribute).find(|a| a.name() == "pads");
-    pads.unwrap().ints.rotate_left(2);
-    let weights = written.graph.as_mut().unwrap().initializer.iter_mut().find(|t| t.name().contains("jmd_")).unwrap();
-    let mut raw = weights.raw_data.take().unwrap().to_vec();
-    raw[3] ^= 0x80;
-    weights.raw_data = Some(raw.into());
+    damage(written.graph.as_mut().unwrap());
     compiled.model = Model::from_bytes(written.encode_to_vec()).unwrap();
-    let found = onnx_jmd::verify(&model, &plan, &compiled, &VerifyOptions::default());
-    assert!(matches!(found, Err(onnx_jmd::Error::RewriteWrong { .. })), "{found:?}");
+    onnx_jmd::verify(&model, &plan, &compiled, &VerifyOptions::default())
+}
+
+#[test]
+fn a_written_model_that_computes_something_else_is_caught() {
+    let moved_pads = |graph: &mut support::proto::GraphProto| {
+        let attributes = graph.node.iter_mut().flat_map(|n| &mut n.attribute);
+        let pads = attributes.map(|a| &mut a.ints).find(|ints| **ints == [1, 0, 1, 0]);
+        *pads.unwrap() = vec![2, 0, 0, 0];
+    };
+    let turned_weight = |graph: &mut support::proto::GraphProto| {
+        let weights = graph.initializer.iter_mut().find(|t| t.name().contains("jmd_")).unwrap();
+        let mut raw = weights.raw_data.take().unwrap().to_vec();
+        raw[3] ^= 0x80;
+        weights.raw_data = Some(raw.into());
+    };
+    let other_edge = |graph: &mut support::proto::GraphProto| {
+        let add = graph.node.iter_mut().find(|n| n.op_type() == "Add").unwrap();
+        add.input[1] = add.input[0].clone();
+    };
+    let plain = decode(&small_resnet(3));
+    // What rounds before all convolutions or beside them excuses nothing, and what does behind them nothing that is before it.
+    let mut rounded = plain.clone();
+    let graph = rounded.graph.as_mut().unwrap();
+    let node = |op: &str, reads: &str, writes: &str| support::proto::NodeProto {
+        op_type: Some(op.into()),
+        input: vec![reads.into()],
+        output: vec![writes.into()],
+        ..Default::default()
+    };
+    graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|i| *i == "image").for_each(|i| *i = "whole".into());
+    graph.node.push(node("Round", "image", "whole"));
+    let mut stepped = rounded.clone();
+    let graph = stepped.graph.as_mut().unwrap();
+    let mut many = node("Mul", "scores", "many");
+    many.input.push("thousand".into());
+    graph.node.extend([many, node("Floor", "many", "steps")]);
+    graph.initializer.push(support::proto::TensorProto {
+        name: Some("thousand".into()),
+        data_type: Some(1),
+        float_data: vec![1e3],
+        ..Default::default()
+    });
+    graph.output[0].name = Some("steps".into());
+    for model in [plain, rounded, stepped] {
+        assert!(found_of_damaged(&model, |_| ()).is_ok());
+        let all: [&dyn Fn(&mut support::proto::GraphProto); 3] = [&moved_pads, &turned_weight, &other_edge];
+        for damage in all {
+            let found = found_of_damaged(&model, damage);
+            assert!(matches!(found, Err(onnx_jmd::Error::RewriteWrong { .. })), "{found:?}");
+        }
+    }
 }
 
 #[test]
@@ -253,11 +301,15 @@ fn a_model_that_rounds_is_judged_convolution_by_convolution() {
     let proto = b.build_proto(&[&stepped]);
     let run = |proto: &support::proto::ModelProto| {
         let model = Model::from_bytes(proto.encode_to_vec()).unwrap();
-        compile(&model, &options(Scheme::Separate, RankPolicy::Rate(0.2)), &|_| ()).unwrap()
+        // The models are run as a whole, and bounds held against that.
+        let gates = Gates { min_snr: Some(1.0), ..Gates::default() };
+        let options = Options { gates, ..options(Scheme::Separate, RankPolicy::Rate(0.2)) };
+        compile(&model, &options, &|_| ()).unwrap()
     };
     let found = run(&proto).report.verification.unwrap();
     let parts = found.parts.as_ref().expect("steps are larger than the tolerance");
-    assert!(parts.checked == 1 && parts.reason.contains("Round"), "{parts:?}");
+    assert!(parts.checked == 1 && parts.reason.contains("Floor"), "{parts:?}");
+    assert!(parts.whole_difference.unwrap() > 1e-3);
     assert!(found.rewrite_error < 1e-5 && found.approximation.relative_error > 1e-3, "{found:?}");
     // As it is before it is rounded it is judged as a whole.
     let mut plain = proto;

@@ -155,8 +155,16 @@ impl Report {
         html! {
             @if let Some(v) = &self.verification {
                 h2 { "Verification by tract" }
+                @if let Some(parts) = &v.parts {
+                    p {
+                        "Not as a whole: " (parts.reason) ". "
+                        @if parts.whole_difference.is_some() { "Up to that operator as a whole, and each" } @else { "Each" }
+                        " of " (parts.checked) " decomposed convolutions by itself, at its own output."
+                        @if !parts.unchecked.is_empty() { " Not at all: " (parts.unchecked.join(", ")) "." }
+                    }
+                }
                 p {
-                    "On " (v.inputs) " seeded inputs the file computes what was decided: it is " (format!("{:.1e}", v.rewrite_error))
+                    "On " (v.inputs) " seeded inputs " (if v.parts.is_some() { "what was run of the file" } else { "the file" }) " computes what was decided: it is " (format!("{:.1e}", v.rewrite_error))
                     " of the largest output away from the original with every kernel replaced by what its factors multiply out to ("
                     (format!("{:.0e}", v.rewrite_tolerance)) " is allowed). From the original itself it is away by " (v.approximation) "."
                 }

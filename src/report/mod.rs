@@ -217,15 +217,15 @@ impl LeftRow {
 pub struct Verification {
     /// Seeded inputs drawn.
     pub inputs: usize,
-    /// What was run; none for the models as a whole.
+    /// What was judged; none for the models as a whole.
     pub parts: Option<Parts>,
     /// Written model against the original with kernels replaced by their reconstruction: largest difference over
     /// the largest output.
     pub rewrite_error: f64,
     /// Bound that the rewrite error had to meet.
     pub rewrite_tolerance: f64,
-    /// Written model against the original: their outputs or, where they were not run as a whole, those of each convolution by
-    /// itself.
+    /// Written model against the original: their outputs or, where they were not run as a whole, those of each convolution by itself
+    /// (see [`Parts::whole_difference`]).
     pub approximation: Approximation,
 }
 
@@ -239,6 +239,11 @@ pub struct Parts {
     pub unchecked: Vec<String>,
     /// Why it was not the models as a whole.
     pub reason: String,
+    /// Where they were run as a whole all the same: how far the written model is from the original with kernels replaced by their
+    /// reconstruction, over the largest output. Then the approximation is theirs, and `rewrite_error` also tells how far they are apart
+    /// before the first operators that round. Infinite is none in JSON.
+    #[serde(default)]
+    pub whole_difference: Option<f64>,
 }
 
 /// How far the written model is from the original, over all inputs and outputs.

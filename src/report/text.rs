@@ -175,7 +175,8 @@ impl fmt::Display for Verification {
         writeln!(f, "Verification by tract, {} seeded inputs", v.inputs)?;
         if let Some(parts) = &v.parts {
             writeln!(f, "  NOT as a whole: {}", parts.reason)?;
-            writeln!(f, "  each of {} decomposed convolutions by itself, at its own output", parts.checked)?;
+            let beside = parts.whole_difference.map_or("", |_| "up to that operator as a whole, and ");
+            writeln!(f, "  {beside}each of {} decomposed convolutions by itself, at its own output", parts.checked)?;
             if !parts.unchecked.is_empty() {
                 writeln!(f, "  not at all: {}", parts.unchecked.join(", "))?;
             }

@@ -44,6 +44,15 @@ pub struct Compiled {
 }
 
 impl Compiled {
+    /// The values at which a model made of it computes something else than the original.
+    #[cfg(feature = "verify")]
+    pub(crate) fn changed<'p>(&'p self, plan: &'p Plan) -> HashSet<&'p str> {
+        let decomposed = plan.groups.iter().flat_map(|g| &g.members);
+        let convs = decomposed.chain(self.amends.biases.keys()).flat_map(|&m| plan.convs[m].all());
+        let heads = self.amends.heads.iter().map(|(head, _)| head.output.as_str());
+        convs.map(|conv| conv.output.as_str()).chain(heads).collect()
+    }
+
     /// What was given other parameters without being decomposed: convolutions their bias, fully connected layers all.
     pub(crate) fn refitted(&self, plan: &Plan) -> Vec<String> {
         let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
