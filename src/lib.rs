@@ -49,10 +49,10 @@ mod progress;
 pub mod factor;
 
 mod group;
+mod portions;
 mod ranks;
 
 mod plan;
-mod portions;
 mod rewrite;
 
 mod inspect;

@@ -48,6 +48,11 @@ fn make(
     scorer: Option<&Scorer<'_>>,
     progress: &Progress<'_>,
 ) -> Result<Made> {
+    if options.spares(model) {
+        let reason =
+            "it takes 2 GiB or more in float32, and to run it several times that (--calib drawn does so all the same)";
+        return Err(Error::Unavailable { what: "the model".into(), reason: reason.into() });
+    }
     let asked = match options.max_drop {
         // Every ratio from here on may be asked for.
         Some(_) => PlanOptions { policy: RankPolicy::Ratio(LEAST_RATIO), ..options.plan },
@@ -79,10 +84,6 @@ fn make(
         let (plan, compiled) = if options.dry_run { (plan, None) } else { build(plan)? };
         return Ok(Made { plan, compiled, calibration: None, kept: Vec::new(), curve, samples: None, origin: None });
     };
-    if model.is_large() && options.gives_way() {
-        let reason = "the model takes 2 GiB or more, and to run it several times as much memory (--calib drawn does so all the same)";
-        return Err(Error::Unavailable { what: "the model".into(), reason: reason.into() });
-    }
     let mut calibration = Calibration::new(model, calibrate_on, &options.groups.input_shapes)?;
     calibration.assumed().into_iter().for_each(|line| progress.say(line));
     let origin = Some(calibration.origin(calibrate_on.images.seed())?);

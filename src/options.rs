@@ -126,6 +126,11 @@ impl Options {
         self.max_drop.is_none() && self.calibration.as_ref().is_some_and(|c| c.optional)
     }
 
+    /// Whether a model, in float32, is too large for a calibration that nobody asked for.
+    pub(crate) fn spares(&self, model: &Model) -> bool {
+        self.gives_way() && model.is_large()
+    }
+
     /// In how many steps the model is made smaller, and tuned after each.
     #[cfg(feature = "tune")]
     pub(crate) fn tuning_steps(&self) -> u32 {

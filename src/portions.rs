@@ -1,4 +1,4 @@
-//! Work cut into portions whose temporaries fit in memory together.
+//! Work cut into portions, so that a model of many large layers does not take the temporaries of all at once.
 
 use crate::error::Result;
 use rayon::prelude::*;
@@ -15,7 +15,7 @@ pub(crate) fn room(parameters: u64) -> u64 {
 /// says what the work for an item takes for a while, about; a portion takes no more than there is `room`, unless it is one item.
 ///
 /// # Errors
-/// The first of the work's own, in that order, of the first portion that has one.
+/// The first of the work's own, in the order of the items.
 pub(crate) fn in_portions<T: Sync, R: Send>(
     items: &[T],
     room: u64,
@@ -30,7 +30,11 @@ pub(crate) fn in_portions<T: Sync, R: Send>(
             Some(*sum)
         });
         let (portion, rest) = left.split_at(sums.take_while(|&sum| sum <= room).count().max(1));
-        done.extend(portion.par_iter().with_max_len(1).map(&work).collect::<Result<Vec<R>>>()?);
+        // All of them first, or it would be left to chance which of several errors is returned.
+        let each: Vec<Result<R>> = portion.par_iter().with_max_len(1).map(&work).collect();
+        for item in each {
+            done.push(item?);
+        }
         left = rest;
     }
     Ok(done)
@@ -39,6 +43,7 @@ pub(crate) fn in_portions<T: Sync, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     #[test]
@@ -57,6 +62,16 @@ mod tests {
             },
         );
         assert_eq!(done.unwrap(), sizes);
+        let failing = in_portions(
+            &sizes,
+            120,
+            |&size| size,
+            |&size| {
+                std::thread::sleep(std::time::Duration::from_millis(if size == 40 { 5 } else { 0 }));
+                Err::<(), _>(Error::Options(size.to_string()))
+            },
+        );
+        assert!(matches!(failing, Err(Error::Options(which)) if which == "40"));
         // One item is more than there is room for, and stands alone.
         assert_eq!(most.into_inner(), 250);
     }

@@ -198,7 +198,7 @@ def check_model(path, scheme, binary, ratio, cells):
                 off = lambda file, wanted: difference(wanted, [np.asarray(y) for y in run(file, given)])
                 worst = off(small, wanted)
                 # A model that rounds differs by whole steps between runtimes, compressed or not.
-                if worst > EXACT and off(path, ort(path, given)) > EXACT:
+                if EXACT < worst < 3 * off(path, ort(path, given)):
                     put(row, "fails on the original, too")
                     continue
                 put(row, f"{'ok' if worst <= EXACT else 'FAIL'} {worst:.0e}")

@@ -53,7 +53,7 @@ pub struct CalibrationInputs {
     pub mirror: bool,
     /// A folder in which what was found out is kept, and looked for.
     pub cache: Option<PathBuf>,
-    /// Nobody asked for it: where the model reads no pictures, or tract cannot run it, the plain weights decide.
+    /// Nobody asked for it: where the model reads no pictures, or tract cannot run it or it is too large for that, the plain weights decide.
     pub optional: bool,
 }
 

@@ -120,7 +120,7 @@ pub(super) struct Compress {
     ///
     /// PATH is a folder of PNG or JPEG pictures, resized and cropped to fit, a .npy of shape [count, ...], a .npz of such
     /// arrays named as the model's inputs, or an ONNX tensor input_0.pb or a folder of data sets of them. `drawn`, the
-    /// default unless --no-verify, draws pictures by chance, `none` decomposes the plain weights
+    /// default below 2 GiB unless --no-verify, draws pictures by chance, `none` decomposes the plain weights
     #[arg(long, value_name = "PATH|drawn|none", help_heading = "Calibration")]
     calib: Option<CalibrationSource>,
 

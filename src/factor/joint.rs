@@ -205,16 +205,22 @@ impl Analysis {
 }
 
 /// Bytes that [`analyse`] and [`factorize`] take for a while, about, beside what they give: of the largest member a kernel in two
-/// orders, and six times the Gram matrix of its smaller side.
+/// orders, and six times the Gram matrix of its smaller side; and all members' where they are beside each other in one matrix, or
+/// solved in turns. What calibrated layers see is not counted.
 pub(crate) fn workspace(chains: &[ChainForm], shapes: &[[usize; 4]]) -> u64 {
     let of = |chain: &ChainForm, &shape: &[usize; 4]| {
         let (rows, columns) = chain.unfolding.matrix_shape(shape);
         2 * rows * columns + 6 * rows.min(columns).pow(2)
     };
     let largest = chains.iter().flat_map(|chain| shapes.iter().map(move |shape| of(chain, shape))).max().unwrap_or(0);
-    // What is solved in turns is in memory as a whole.
-    let all = if chains.len() > 1 { shapes.iter().map(|shape| shape.iter().product::<usize>()).sum() } else { 0 };
-    (size_of::<f64>() * (largest + all)) as u64
+    let elements = || shapes.iter().map(|shape| shape.iter().product::<usize>()).sum::<usize>();
+    let tall = |chain: &ChainForm| {
+        let sizes = || shapes.iter().map(|&shape| oriented_shape(chain, shape));
+        chain.basis() == Ownership::Shared && sizes().next().is_some_and(|s| s.0 > sizes().map(|s| s.1).sum())
+    };
+    let stacked = if chains.iter().any(tall) { 2 * elements() } else { 0 };
+    let in_turns = if chains.len() > 1 { elements() } else { 0 };
+    (size_of::<f64>() * (largest + stacked.max(in_turns))) as u64
 }
 
 /// Decomposes the matrices of a group once for every rank up to `keep`.

@@ -85,7 +85,7 @@ pub enum SkipReason {
         /// The value that the node reads.
         value: String,
     },
-    /// It computes in integers, its kernel in them and the scales in the node.
+    /// It computes in integers.
     Integers {
         /// ONNX's operator.
         operator: String,

@@ -190,8 +190,11 @@ pub(crate) fn kernel_initializer(name: String, dims: &[usize], kernel: StoredKer
         }
     }
     TensorProto {
+        name: Some(name),
+        dims: dims.iter().map(|&d| d as i64).collect(),
+        data_type: Some(DataType::Float as i32),
         raw_data: Some(Bytes::from_owner(Elements(kernel))),
-        ..float_initializer(name, dims, std::iter::empty())
+        ..TensorProto::default()
     }
 }
 

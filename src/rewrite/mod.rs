@@ -192,7 +192,9 @@ pub(crate) fn narrowed(
     compiled: Compiled,
     precision: Precision,
 ) -> Result<(Model, Compiled)> {
-    let Compiled { mut factors, mut amends, .. } = compiled;
+    let Compiled { mut factors, mut amends, model, .. } = compiled;
+    // It shares the memory of the factors, which would be copied before they are changed.
+    drop(model);
     factors.iter_mut().for_each(|f| f.map(|x| precision.round(x)));
     amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
     for (head, bias) in &mut amends.heads {
@@ -510,6 +512,56 @@ mod tests {
             }
             let written = |plan: &Plan| apply(&model, plan).expect("it converges").model.to_bytes();
             assert_eq!(written(&plan), written(&lean), "{form}");
+        }
+    }
+
+    /// One layer with a kernel of these dimensions.
+    fn layer(operator: &str, dims: &[usize]) -> Model {
+        let value = |name: &str| ValueInfoProto { name: Some(name.into()), ..ValueInfoProto::default() };
+        let count: usize = dims.iter().product();
+        let kernel = float_initializer("w".into(), dims, (0..count).map(|i| ((i * 37 + i * i) % 101) as f32 - 50.0));
+        let node = NodeProto {
+            op_type: Some(operator.into()),
+            input: vec!["x".into(), "w".into()],
+            output: vec!["y".into()],
+            ..NodeProto::default()
+        };
+        let graph = GraphProto {
+            node: vec![node],
+            initializer: vec![kernel],
+            input: vec![value("x")],
+            output: vec![value("y")],
+            ..GraphProto::default()
+        };
+        let opset = crate::onnx::proto::OperatorSetIdProto { domain: None, version: Some(17) };
+        Model::from_proto(ModelProto {
+            ir_version: Some(8),
+            opset_import: vec![opset],
+            graph: Some(graph),
+            ..ModelProto::default()
+        })
+    }
+
+    #[test]
+    fn what_is_written_shares_the_memory_of_the_factors() {
+        for (operator, dims) in
+            [("Conv", &[24, 20, 3, 3][..]), ("ConvTranspose", &[24, 20, 3, 3]), ("MatMul", &[40, 30])]
+        {
+            let model = layer(operator, dims);
+            let grouping = find_groups(&model, &GroupOptions::default()).expect("it is sound");
+            let plan = PlanOptions { policy: RankPolicy::Ratio(2.0), allow_more_macs: true, ..PlanOptions::default() };
+            let plan = Plan::build(&model, &grouping, &plan).expect("the ratio is in reach");
+            let compiled = apply(&model, &plan).expect("it converges");
+            let kernels =
+                || compiled.factors.iter().flat_map(|f| &f.chains).flat_map(|c| &c.factors).flat_map(Factor::kernels);
+            // The first in memory, wherever the first of the axes is.
+            let memory: Vec<usize> =
+                kernels().filter_map(|k| k.iter().map(|x| std::ptr::from_ref(x).addr()).min()).collect();
+            let graph = compiled.model.proto().graph.as_ref().expect("it has one");
+            let written = graph.initializer.iter().filter_map(|t| t.raw_data.as_ref()).map(|raw| raw.as_ptr().addr());
+            let written: Vec<usize> = written.collect();
+            assert_eq!(written.len(), 2, "{operator}");
+            assert!(written.iter().all(|at| memory.contains(at)), "{operator}");
         }
     }
 }
