@@ -181,3 +181,31 @@ fn others(ratios: &[f64], asked: &PlanOptions, open: &dyn Fn(&PlanOptions) -> Re
     };
     ratios.iter().filter(|&&ratio| ratio >= LEAST_RATIO).filter_map(plan).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::CalibrationInputs;
+    use crate::group::{GroupOptions, find_groups};
+    use crate::images::{Images, Preprocessing};
+    use std::sync::Arc;
+
+    #[test]
+    fn calibrated_bases_computed_twice_give_the_same_bytes() {
+        let model = Model::open("fixtures/fashion-resnet.onnx").expect("it is in the repository");
+        let grouping = find_groups(&model, &GroupOptions::default()).expect("it is sound");
+        let images = Images::drawn(1, 8, &Preprocessing::default()).expect("they can be drawn");
+        let calibration = CalibrationInputs { images, most: 8, mirror: false, cache: None, optional: false };
+        let plan = PlanOptions { policy: RankPolicy::Ratio(4.0), ..PlanOptions::default() };
+        let options = Options { plan, calibration: Some(calibration), repair: false, ..Options::default() };
+        let progress = Progress::new(&|_| ());
+        let plan = make(&model, &grouping, &options, None, &progress).expect("the ratio is in reach").plan;
+        assert!(plan.sights.is_some());
+        let mut lean = plan.clone();
+        for group in &mut lean.groups {
+            group.analysis = Arc::new(Arc::unwrap_or_clone(group.analysis.clone()).without_vectors());
+        }
+        let written = |plan: &Plan| apply(&model, plan).expect("it converges").model.to_bytes();
+        assert_eq!(written(&plan), written(&lean));
+    }
+}

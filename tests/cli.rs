@@ -437,8 +437,9 @@ fn help_and_readme_list_the_exit_codes_that_there_are() {
     let source = read("src/error.rs");
     let arms = source.split("fn exit_code").nth(1).unwrap().lines();
     let mut there: Vec<u8> = arms.filter_map(|l| leading(l.split(" => ").nth(1)?)).chain([0]).collect();
-    let bound = read("src/cli/memory.rs");
-    there.extend(bound.split("EXIT_CODE: i32 = ").nth(1).and_then(leading));
+    for bound in ["src/cli/memory.rs", "src/cli/time.rs"] {
+        there.extend(read(bound).split("EXIT_CODE: i32 = ").nth(1).and_then(leading));
+    }
     there.sort_unstable();
     there.dedup();
     let help = String::from_utf8(Scene::new(&[]).run("--help").stdout).unwrap();

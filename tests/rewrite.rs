@@ -290,15 +290,7 @@ fn a_written_model_that_computes_something_else_is_caught() {
 
 #[test]
 fn a_model_that_rounds_is_judged_convolution_by_convolution() {
-    // Whole numbers times whole numbers, just beside which the factors' products fall: a step up or down.
-    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
-    let rounded = b.node("Round", &["image"], "rounded", vec![]);
-    let (first, last) = (|i: usize, y: usize| 1 + (3 * i + y) % 5, |o: usize, x: usize| 1 + (5 * o + x) % 7);
-    let kernel = (0..8 * 8 * 9).map(|at| (first(at / 9 % 8, at / 3 % 3) * last(at / 72, at % 3)) as f32).collect();
-    let kernel = b.store("kernel", &[8, 8, 3, 3], kernel);
-    let y = b.node("Conv", &[&rounded, &kernel], "y", vec![support::ints("pads", &[1; 4])]);
-    let stepped = b.node("Floor", &[&y], "stepped", vec![]);
-    let proto = b.build_proto(&[&stepped]);
+    let proto = support::stepping();
     let run = |proto: &support::proto::ModelProto| {
         let model = Model::from_bytes(proto.encode_to_vec()).unwrap();
         // The models are run as a whole, and bounds held against that.

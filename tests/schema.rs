@@ -10,10 +10,11 @@ mod support;
 
 use json_schema::Schema;
 use onnx_jmd::{Comparison, Inspection, Report, TuningReport};
+use prost::Message;
 use serde_json::Value;
 use std::path::PathBuf;
 use support::scene::{Scene, npy};
-use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, value};
+use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, stepping, value};
 
 fn schema(name: &str) -> Schema {
     let path = format!("{}/tools/schema/{name}.schema.json", env!("CARGO_MANIFEST_DIR"));
@@ -59,6 +60,7 @@ fn scene() -> Scene {
     std::fs::write(scene.path("labels.npy"), npy("|u1", &[12], &[1; 12])).unwrap();
     let mut grouped = ModelBuilder::new(&[1, 16, 9, 9], 7);
     let y = grouped.grouped_conv("image", 2, &ConvSpec::new(16, 3));
+    std::fs::write(scene.path("steps.onnx"), stepping().encode_to_vec()).unwrap();
     std::fs::write(scene.path("grouped.onnx"), grouped.build(&[&y])).unwrap();
     scene
 }
@@ -86,6 +88,7 @@ fn reports_are_as_their_schema_says() {
         run("--ratio 1.5 --dry-run"),
         json(&String::from_utf8(nothing.stdout).unwrap()),
         json(&scene.succeeds("odd.onnx out.onnx --ratio 1.5 -q --json -")),
+        json(&scene.succeeds("steps.onnx out.onnx --rank-rate 0.2 --scheme separate --calib none -q --json -")),
         json(&scene.succeeds("grouped.onnx out.onnx --ratio 1.5 -q --json -")),
         run("--ratio 1.7 --calib drawn --calib-samples 8 --tune 1epochs --tune-drawn 40 --batch 16 --tune-steps 2"),
     ];

@@ -386,6 +386,19 @@ pub fn small_resnet(n: usize) -> Vec<u8> {
     ResNet { blocks: [n, 0, 0, 0], cifar: true, width: 8, ..ResNet::R18 }.build()
 }
 
+/// One convolution of whole numbers behind an operator that rounds, and before one.
+pub fn stepping() -> ModelProto {
+    // Whole numbers times whole numbers, just beside which the factors' products fall: a step up or down.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let rounded = b.node("Round", &["image"], "rounded", vec![]);
+    let (first, last) = (|i: usize, y: usize| 1 + (3 * i + y) % 5, |o: usize, x: usize| 1 + (5 * o + x) % 7);
+    let kernel = (0..8 * 8 * 9).map(|at| (first(at / 9 % 8, at / 3 % 3) * last(at / 72, at % 3)) as f32).collect();
+    let kernel = b.store("kernel", &[8, 8, 3, 3], kernel);
+    let y = b.node("Conv", &[&rounded, &kernel], "y", vec![ints("pads", &[1; 4])]);
+    let stepped = b.node("Floor", &[&y], "stepped", vec![]);
+    b.build_proto(&[&stepped])
+}
+
 pub fn decode(bytes: &[u8]) -> ModelProto {
     ModelProto::decode(bytes).unwrap()
 }
