@@ -120,8 +120,8 @@ pub use plan::{Alternative, GroupPlan, Kept, Plan, PlanOptions, RankPolicy, Sche
 #[cfg(feature = "verify")]
 pub use plan::{PlanFile, PlannedCalibration, Replay};
 pub use report::{
-    AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, REPORT_VERSION, Report, Score,
-    Totals, Tuning, TuningRow, TuningStep, Verification,
+    AgreementRow, Approximation, BlockRow, CalibrationRow, Change, GroupRow, LeftRow, Parts, REPORT_VERSION, Report,
+    Score, Totals, Tuning, TuningRow, TuningStep, Verification,
 };
 pub use rewrite::{Compiled, apply, reference};
 #[cfg(feature = "tune")]
