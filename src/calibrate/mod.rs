@@ -218,6 +218,13 @@ impl Calibration {
         for (((mut kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
             addend.take_if(|_| !kept.alike);
             kept.moments.iter_mut().for_each(Moment::narrow);
+            if !kept.moments.iter().all(Moment::is_finite) || !kept.targets.iter().all(|x| x.is_finite()) {
+                return Err(Error::Options(format!(
+                    "what '{}' reads or gives on these inputs is no number, or its squares exceed float32: repair the model, give other \
+                     inputs or another --preprocess, or let the plain weights decide (--calib none)",
+                    conv.name
+                )));
+            }
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
             kept.targets.shrink_to_fit();
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());

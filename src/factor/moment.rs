@@ -108,6 +108,13 @@ impl Moment {
         !self.x.is_empty() && self.xx.is_empty() && self.narrow.as_ref().is_none_or(Vec::is_empty)
     }
 
+    /// Whether all that is kept are numbers.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        let finite = |x: &f64| x.is_finite();
+        self.mean().iter().chain(&self.xx).all(finite) && self.narrow.iter().flatten().all(|x| x.is_finite())
+    }
+
     /// Adds rows and their outputs. Products are taken in f32 and summed in f64.
     pub fn add(&mut self, x: ArrayView2<'_, f32>, y: Option<ArrayView2<'_, f32>>) {
         if self.rows == 0.0 {

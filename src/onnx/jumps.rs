@@ -41,6 +41,9 @@ const JUMPING: [&str; 31] = [
 /// Functions within functions that are looked into.
 const DEPTH: usize = 8;
 
+/// Names and domains of functions.
+type Names<'m> = HashSet<(&'m str, &'m str)>;
+
 /// The first operators that make a step of the last bit, behind what was changed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Steps {
@@ -61,7 +64,7 @@ impl Model {
     /// Where operators that round, compare or choose stand behind values that were changed; none if there are none.
     pub(crate) fn steps_behind(&self, changed: &HashSet<&str>) -> Option<Steps> {
         let graph = Graph::new(self).ok()?;
-        let functions = &self.proto().functions;
+        let functions = jumping(&self.proto().functions);
         let mut known: HashMap<&str, From> = HashMap::new();
         let (mut operator, mut before) = (None, Vec::new());
         for &index in graph.order().iter().filter(|&&index| graph.is_live(index)) {
@@ -69,7 +72,7 @@ impl Model {
             let read = || node.input.iter().map(String::as_str).chain(captures(node));
             let mut from =
                 if asks_shape(node) { None } else { read().filter_map(|name| known.get(name).copied()).max() };
-            if from == Some(From::Changed) && jumps(node, functions, DEPTH) {
+            if from == Some(From::Changed) && jumps(node, &functions) {
                 operator.get_or_insert(node.op_type());
                 before.extend(read().filter(|name| known.contains_key(name)));
                 from = Some(From::Stepped);
@@ -87,8 +90,22 @@ impl Model {
     }
 }
 
-/// Whether a node, or one within it, rounds, compares or chooses.
-fn jumps(node: &NodeProto, functions: &[FunctionProto], depth: usize) -> bool {
+/// The functions that round, compare or choose, or call one that does.
+fn jumping(functions: &[FunctionProto]) -> Names<'_> {
+    let mut found = Names::new();
+    for _ in 0..DEPTH {
+        let more = functions.iter().filter(|f| f.node.iter().any(|node| jumps(node, &found)));
+        let more: Names<'_> = more.map(|f| (f.name(), f.domain())).collect();
+        if more.len() == found.len() {
+            break;
+        }
+        found = more;
+    }
+    found
+}
+
+/// Whether a node, or one within it, rounds, compares or chooses, or calls a function of these.
+fn jumps(node: &NodeProto, functions: &Names<'_>) -> bool {
     let to_integers = || {
         let to = attributes::int(node, "to").unwrap_or(0);
         i32::try_from(to).is_ok_and(|to| Precision::of(to).is_none() && to != DataType::String as i32)
@@ -100,9 +117,8 @@ fn jumps(node: &NodeProto, functions: &[FunctionProto], depth: usize) -> bool {
         name => name.starts_with("QLinear") || JUMPING.contains(&name),
     };
     let graphs = || node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).flat_map(|g| &g.node);
-    let named = |f: &&FunctionProto| f.name() == node.op_type() && f.domain() == node.domain();
-    let bodies = || functions.iter().filter(named).flat_map(|f| &f.node);
-    itself() || (depth > 0 && graphs().chain(bodies()).any(|inner| jumps(inner, functions, depth - 1)))
+    let calls = || functions.contains(&(node.op_type(), node.domain()));
+    itself() || calls() || graphs().any(|inner| jumps(inner, functions))
 }
 
 #[cfg(test)]

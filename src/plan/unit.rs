@@ -79,7 +79,8 @@ impl Unit {
 
     /// The unit at which a convolution's effect on the network is measured: alone, in the paper's unfolding, any rank.
     pub(super) fn probe(member: usize, convs: &[Conv], options: &PlanOptions) -> Self {
-        let mut unit = Self::new(("", ""), vec![member], Scheme::Separate.into(), convs, options, true);
+        let mut unit =
+            Self::new((&convs[member].name, ""), vec![member], Scheme::Separate.into(), convs, options, true);
         let (rows, columns) = unit.form.unfolding.matrix_shape(unit.shapes[0]);
         unit.max_rank = rows.min(columns);
         unit
