@@ -112,7 +112,7 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
     let wide = (a.in_f32(), b.in_f32());
     let (a, b) = (wide.0.as_ref().unwrap_or(a), wide.1.as_ref().unwrap_or(b));
     let given = &options.inputs.input_shapes;
-    a.check_shape_names(given)?;
+    a.check_shapes(given)?;
     let (fed, others) = (inputs(a, given)?, inputs(b, given)?);
     let order = paired(&names(&fed), &names(&others));
     alike(&fed, &others, &order)?;
@@ -143,13 +143,19 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
             outputs[1] = outputs[1].iter().map(placed).collect();
         }
         if let Some(labels) = samples.as_ref().and_then(Samples::labels) {
+            check_labels(&outputs[0], Some(labels))?;
             for (right, outputs) in right.iter_mut().zip(&outputs) {
-                *right += right_classes(&classes(outputs, "--labels")?, &labels[portion.clone()]);
+                *right += right_classes(&classes(outputs, portion.start, "--labels")?, &labels[portion.clone()]);
             }
         }
         tally.check(&outputs[0], &outputs[1])?;
         tally.add(&outputs[0], &outputs[1]);
         portions.done("portions of inputs");
+    }
+    if tally.is_blind() {
+        let reason = "of what both models give on these inputs no value is a finite number, so that nothing can be compared: repair the \
+             models, or give other inputs (--images)";
+        return Err(Error::Options(reason.into()));
     }
     let labelled = samples.as_ref().is_some_and(|s| s.labels().is_some());
     let names = a.outputs();
@@ -204,7 +210,7 @@ impl Comparison {
             Some(most) if self.largest_difference > most => Err(Error::Gate {
                 measure: "the largest difference",
                 found: figure(self.largest_difference),
-                asked: format!("at most {most}"),
+                asked: format!("{most} or less"),
                 advice: BEYOND,
             }),
             _ => Ok(()),
@@ -292,17 +298,44 @@ fn classified(model: &Model, samples: &Samples, inputs: &[Input], what: &'static
     let mut found = Vec::with_capacity(samples.len());
     for start in (0..samples.len()).step_by(PORTION) {
         let portion = start..(start + PORTION).min(samples.len());
-        found.extend(classes(&runner.run_all(&samples.feeds(portion)?)?, "--images")?);
+        let answers = runner.run_all(&samples.feeds(portion)?)?;
+        check_labels(&answers, samples.labels())?;
+        found.extend(classes(&answers, start, "--images")?);
     }
     Ok(found)
 }
 
-/// The class of the largest score of each input; `asked` is the option that needs them.
-fn classes(outputs: &[Vec<ArrayD<f32>>], asked: &str) -> Result<Vec<usize>> {
+/// The class of the largest score of each input, the first of them number `start`; `asked` is the option that needs them.
+fn classes(outputs: &[Vec<ArrayD<f32>>], start: usize, asked: &str) -> Result<Vec<usize>> {
     let wrong =
         || Error::Options(format!("{asked} needs a model whose first output is class scores, [batch, classes]"));
     let each = outputs.iter().map(|o| o.first().filter(|y| is_scores(y)).map(best_classes).ok_or_else(wrong));
-    Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    let found = each.collect::<Result<Vec<_>>>()?.into_iter().flatten().enumerate();
+    let of_number = |(at, class): (usize, Option<usize>)| {
+        class.ok_or_else(|| {
+            Error::Options(format!(
+                "of image {} (the first is 0) the model gives scores that are no numbers (NaN), and so no class: repair the model, or give \
+                 other images or another --preprocess",
+                start + at
+            ))
+        })
+    };
+    found.map(of_number).collect()
+}
+
+/// Refuses labels that are no class of a model.
+fn check_labels(outputs: &[Vec<ArrayD<f32>>], labels: Option<&[i64]>) -> Result<()> {
+    let Some(scores) = outputs.first().and_then(|o| o.first()).filter(|y| is_scores(y)) else { return Ok(()) };
+    let all = scores.shape()[1];
+    let wrong = |label: &i64| usize::try_from(*label).map_or(true, |class| class >= all);
+    let Some((at, label)) = labels.unwrap_or_default().iter().enumerate().find(|(_, label)| wrong(label)) else {
+        return Ok(());
+    };
+    Err(Error::Options(format!(
+        "--labels says {label} of image {at} (the first is 0), but the model's {all} classes are 0 to {}: give the labels of these \
+         images by this model's numbers",
+        all - 1
+    )))
 }
 
 fn right_classes(found: &[usize], labels: &[i64]) -> usize {
@@ -344,6 +377,8 @@ struct Sums {
     energy: f64,
     /// Values that are numbers in one and none in the other.
     broken: u64,
+    /// Values that are numbers in both.
+    measured: u64,
 }
 
 impl Tally {
@@ -366,12 +401,18 @@ impl Tally {
             self.outputs.iter_mut().zip(a.iter().zip(b)).for_each(|(sums, (x, y))| sums.add(x, y));
             match (a.first(), b.first()) {
                 (Some(x), Some(y)) if is_scores(x) => {
-                    self.answers += x.shape()[0];
-                    self.same += best_classes(x).iter().zip(best_classes(y)).filter(|(p, q)| **p == *q).count();
+                    let (first, second) = (best_classes(x), best_classes(y));
+                    self.answers += first.iter().flatten().count();
+                    self.same += first.iter().zip(second).filter(|(p, q)| p.is_some() && **p == *q).count();
                 }
                 _ => self.other = true,
             }
         }
+    }
+
+    /// Whether not one value of either was a number, so that nothing is known of how far apart they are.
+    pub(crate) fn is_blind(&self) -> bool {
+        self.outputs.iter().all(|sums| sums.measured == 0 && sums.broken == 0)
     }
 
     /// The largest over the outputs of `max |a − b| / max |a|`, all inputs together.
@@ -411,6 +452,7 @@ impl Sums {
                 }
                 continue;
             }
+            self.measured += 1;
             self.difference = self.difference.max((p - q).abs());
             self.largest = self.largest.max(p.abs());
             self.signal += p * p;

@@ -13,7 +13,7 @@ use crate::origin::{Origin, Tuition};
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
-use crate::report::{Change, Report, Tuning};
+use crate::report::{Change, Report, Tuning, Verification};
 use crate::rewrite::{Compiled, narrowed};
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
 use crate::steps::Start;
@@ -89,13 +89,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         (made.plan.parameters_before, made.plan.options.policy) = (whole.parameters(), asked.plan.policy);
     }
     let (written, compiled) = typed(original, wide.as_ref(), &made.plan, made.compiled)?;
-    let verified = match (&compiled, &options.verify) {
-        (Some(compiled), Some(how)) => {
-            progress.stage("verifying", "verifying with tract");
-            Some(verify(model, &made.plan, compiled, how)?)
-        }
-        _ => None,
-    };
+    let verified = proved(model, &made.plan, compiled.as_ref(), options, &progress)?;
     let tuning: Option<Tuning> = None;
     #[cfg(feature = "tune")]
     let (mut verified, mut written, mut compiled, mut tuning) = (verified, written, compiled, tuning);
@@ -145,6 +139,24 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     remark(original, options, &mut report);
     options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
+}
+
+/// What running the models shows of the one to write, if they are to be run.
+fn proved(
+    model: &Model,
+    plan: &Plan,
+    compiled: Option<&Compiled>,
+    options: &Options,
+    progress: &Progress<'_>,
+) -> Result<Option<Verification>> {
+    let Some((compiled, how)) = compiled.zip(options.verify.as_ref()) else { return Ok(None) };
+    progress.stage("verifying", "verifying with tract");
+    verify(model, plan, compiled, how).map(Some).map_err(|error| match error {
+        Error::Unavailable { what, reason } => {
+            Error::Unavailable { what, reason: format!("{reason} (to compress without proof: --no-verify)") }
+        }
+        other => other,
+    })
 }
 
 /// What a model that was made smaller in steps is held against.
@@ -249,7 +261,7 @@ fn widened(original: &Model, wide: Option<&Model>) -> Option<String> {
 
 /// Which operators were others in the models that tract ran.
 fn copied(model: &Model) -> Option<String> {
-    let (_, rewritten) = model.legalised().filter(|copy| !copy.1.is_empty())?;
+    let (_, rewritten) = model.legalised(&[]).filter(|copy| !copy.1.is_empty())?;
     let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
     Some(format!("tract ran an equivalent copy of the models, with other operators for {names}"))
 }

@@ -64,7 +64,7 @@ pub fn tune(
     how.tune.check()?;
     how.gates.sound()?;
     let given = &how.verify.input_shapes;
-    teacher.check_shape_names(given)?;
+    teacher.check_shapes(given)?;
     let wide = (teacher.in_f32(), student.in_f32());
     let (t, s) = (wide.0.as_ref().unwrap_or(teacher), wide.1.as_ref().unwrap_or(student));
     let fed = inputs(t, given)?;

@@ -70,12 +70,12 @@ pub enum Error {
         /// One node of the cycle.
         node: String,
     },
-    /// A kernel has a NaN or an infinity.
-    #[error("the kernel of node '{node}', tensor '{tensor}', holds a NaN or infinite weight: repair the model first")]
+    /// A kernel or a bias has a NaN or an infinity.
+    #[error("tensor '{tensor}', a weight of node '{node}', holds a NaN or an infinity: repair the model first")]
     NotFinite {
         /// The convolution.
         node: String,
-        /// Its kernel.
+        /// Its kernel or its bias.
         tensor: String,
     },
     /// A file's model is not sound.
@@ -121,9 +121,7 @@ pub enum Error {
         tolerance: f64,
     },
     /// tract does not run the model.
-    #[error(
-        "tract cannot run {what}: {reason}; nothing was verified and nothing written (to compress without proof: --no-verify)"
-    )]
+    #[error("tract cannot run {what}: {reason}; nothing was written")]
     Unavailable {
         /// Which model.
         what: String,
@@ -141,7 +139,7 @@ pub enum Error {
         reason: String,
     },
     /// A gate set by the user was not met.
-    #[error("{measure} is {found}, short of the {asked} asked for: {advice}")]
+    #[error("{measure} is {found}, and {asked} was asked for: {advice}")]
     Gate {
         /// What was measured.
         measure: &'static str,
@@ -179,9 +177,9 @@ pub enum Error {
         reason: String,
     },
     /// A decomposition failed numerically.
-    #[error("the decomposition of {what} did not converge: {reason}")]
+    #[error("the decomposition of {what} failed: {reason} (to leave it alone: --exclude)")]
     Numerical {
-        /// The group.
+        /// The convolution, or the convolutions of a group.
         what: String,
         /// The solver's reason.
         reason: String,

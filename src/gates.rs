@@ -41,18 +41,18 @@ impl Gates {
         if let Some(least) = self.min_snr {
             if let Some(broken) = approximation.map(|a| a.broken).filter(|broken| *broken > 0) {
                 let found = format!("not defined, as {broken} values are finite in one and not in the other");
-                return Err(gate("the signal-to-noise ratio", found, format!("{least} dB")));
+                return Err(gate("the signal-to-noise ratio", found, format!("{least} dB or more")));
             }
             let snr = approximation.map_or(f64::INFINITY, |a| a.snr_db.unwrap_or(f64::INFINITY));
             if snr < least {
-                return Err(gate("the signal-to-noise ratio", format!("{snr:.2} dB"), format!("{least} dB")));
+                return Err(gate("the signal-to-noise ratio", format!("{snr:.2} dB"), format!("{least} dB or more")));
             }
         }
         if let Some(least) = self.min_agreement {
             let missing = || Error::Options("--min-agreement needs a model whose first output is class scores".into());
             let share = agreement.ok_or_else(missing)?;
             if share < least {
-                return Err(gate("the top-1 agreement", format!("{share:.4}"), format!("{least}")));
+                return Err(gate("the top-1 agreement", format!("{share:.4}"), format!("{least} or more")));
             }
         }
         Ok(())

@@ -129,7 +129,7 @@ pub struct ReachRow {
 /// Those of [`find_groups`], [`Error::NotFinite`](crate::Error::NotFinite) and
 /// [`Error::Numerical`](crate::Error::Numerical).
 pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
-    model.check_shape_names(&options.input_shapes)?;
+    model.check_shapes(&options.input_shapes)?;
     let wide = model.in_f32();
     let grouping = find_groups(wide.as_ref().unwrap_or(model), options)?;
     let graph = Graph::new(model)?;

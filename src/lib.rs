@@ -83,6 +83,8 @@ mod picture;
 #[cfg(feature = "verify")]
 mod runtime;
 #[cfg(feature = "verify")]
+mod sealed;
+#[cfg(feature = "verify")]
 mod search;
 #[cfg(feature = "verify")]
 mod steps;
@@ -107,7 +109,7 @@ pub use group::{Group, GroupBy, GroupOptions, Grouping, Protocol, RepeatedBlock,
 #[cfg(feature = "verify")]
 pub use images::{Images, Layout, Preprocessing, Preset};
 pub use inspect::{INSPECTION_VERSION, Inspection, inspect};
-pub use onnx::{Conv, InputShape, Model, SkipReason, write_whole, writing};
+pub use onnx::{Conv, InputShape, Model, SkipReason, check_writable, write_whole, writing};
 #[cfg(feature = "verify")]
 pub use options::Options;
 #[cfg(feature = "tune")]

@@ -7,7 +7,9 @@ mod zoo;
 
 use cli::streams::{self, is_stream};
 use cli::{Cli, CompressJob, InspectJob, Job, Output, TuneJob, VerifyJob, ZooJob, in_time};
-use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, tune, write_whole, writing};
+use onnx_jmd::{
+    Compilation, Error, Result, check, check_writable, compare, compile, inspect, tune, write_whole, writing,
+};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -91,10 +93,12 @@ fn outlives_its_terminal() -> Option<bool> {
 /// Readies the process for work; who hears of its progress.
 fn begin(output: &Output) -> Result<impl Fn(&str) + Sync + use<>> {
     heed_interrupts();
-    if let Some(threads) = output.threads {
-        let built = rayon::ThreadPoolBuilder::new().num_threads(usize::from(threads)).build_global();
-        built.map_err(|e| Error::Options(format!("--threads: {e}")))?;
-    }
+    // Before any work, as a system may refuse threads. None given are as many as it has cores.
+    let threads = output.threads.map_or(0, usize::from);
+    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    built.map_err(|e| {
+        Error::Options(format!("threads to compute with cannot be started ({e}): give fewer, as --threads 1"))
+    })?;
     let (start, quiet) = (Instant::now(), output.quiet);
     Ok(move |stage: &str| {
         if !quiet {
@@ -112,6 +116,7 @@ fn compressed(job: CompressJob) -> Result<()> {
         None => error,
     };
     if let (true, Some(output)) = (job.check, &job.model_output) {
+        check_outputs(std::iter::once(&job.input).chain(&job.read), &[("the output", Some(output))])?;
         return checked(&job, output, &progress).map_err(explained);
     }
     if let Some(path) = &job.model_output {
@@ -126,8 +131,10 @@ fn compressed(job: CompressJob) -> Result<()> {
         ("--resume", job.resume.as_ref()),
     ];
     check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
+    check_places(&targets)?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
+    check_outputs(model.data_files(), &targets)?;
     let done = compile(&model, &job.options, &progress);
     let compilation = done.map_err(|error| explained(error.of_file(streams::name(&job.input))))?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
@@ -185,9 +192,13 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
 /// `onnx-jmd inspect`.
 fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    check_outputs([&job.model], &[("--json", file(&job.output.json))])?;
+    let targets = [("--json", file(&job.output.json))];
+    check_outputs([&job.model], &targets)?;
+    check_places(&targets)?;
     progress(&format!("reading {}", named(&job.model)));
-    let found = inspect(&streams::open(&job.model)?, &job.groups);
+    let model = streams::open(&job.model)?;
+    check_outputs(model.data_files(), &targets)?;
+    let found = inspect(&model, &job.groups);
     let found = found.map_err(|error| error.of_file(streams::name(&job.model)))?;
     tell(&job.output, false, || found.to_json(), &found)
 }
@@ -195,14 +206,18 @@ fn inspected(job: &InspectJob) -> Result<()> {
 /// `onnx-jmd verify`.
 fn verified(job: &VerifyJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    check_outputs([&job.first, &job.second].into_iter().chain(&job.read), &[("--json", file(&job.output.json))])?;
+    let targets = [("--json", file(&job.output.json))];
+    check_outputs([&job.first, &job.second].into_iter().chain(&job.read), &targets)?;
+    check_places(&targets)?;
     if is_stream(&job.first) && is_stream(&job.second) {
         return Err(Error::Options(
             "only one of two models can come from standard input: name a file for the other".into(),
         ));
     }
     progress(&format!("reading {} and {}", named(&job.first), named(&job.second)));
-    let found = compare(&streams::open(&job.first)?, &streams::open(&job.second)?, &job.options, &progress)?;
+    let (first, second) = (streams::open(&job.first)?, streams::open(&job.second)?);
+    check_outputs(first.data_files().chain(second.data_files()), &targets)?;
+    let found = compare(&first, &second, &job.options, &progress)?;
     // What was found is told whether it is near enough or not.
     tell(&job.output, false, || found.to_json(), &found)?;
     found.check(&job.options)
@@ -216,6 +231,7 @@ fn tuned(job: &TuneJob) -> Result<()> {
     let targets =
         [("the output", file(&model_output)), ("--json", file(&job.output.json)), ("--resume", job.resume.as_ref())];
     check_outputs([&job.student, &job.teacher].into_iter().chain(&job.read), &targets)?;
+    check_places(&targets)?;
     if is_stream(&job.student) && is_stream(&job.teacher) {
         return Err(Error::Options(
             "only one of two models can come from standard input: name a file for the other".into(),
@@ -223,6 +239,7 @@ fn tuned(job: &TuneJob) -> Result<()> {
     }
     progress(&format!("reading {} and {}", named(&job.student), named(&job.teacher)));
     let (student, teacher) = (streams::open(&job.student)?, streams::open(&job.teacher)?);
+    check_outputs(student.data_files().chain(teacher.data_files()), &targets)?;
     let (model, report) = tune(&teacher, &student, &job.distillation, &progress)?;
     {
         let _whole = writing();
@@ -244,7 +261,7 @@ fn many(job: &ZooJob) -> Result<()> {
     let progress = begin(&job.output)?;
     let summary = job.zoo.run(&progress)?;
     if !job.output.quiet {
-        print(&mut anstream::stdout().lock(), &summary).map_err(streams::refused)?;
+        print_all(&summary)?;
     }
     summary.check()
 }
@@ -280,7 +297,18 @@ fn tell(output: &Output, taken: bool, json: impl Fn() -> String, tables: &impl D
             let _ = print(&mut anstream::stderr().lock(), tables);
             Ok(())
         }
-        (false, false) => print(&mut anstream::stdout().lock(), tables).map_err(streams::refused),
+        (false, false) => print_all(tables),
+    }
+}
+
+/// Prints tables on standard output. A reader who has seen enough has closed it.
+fn print_all(tables: &impl Display) -> Result<()> {
+    match print(&mut anstream::stdout().lock(), tables) {
+        Err(closed) if closed.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|source| Error::Write {
+            path: "tables to standard output (what files hold is written)".into(),
+            source,
+        }),
     }
 }
 
@@ -298,11 +326,11 @@ fn print(out: &mut impl Write, tables: &impl Display) -> std::io::Result<()> {
 }
 
 /// Refuses, before any work, files to write that are an input, or each other, or cannot be there.
-fn check_outputs<'p>(
-    inputs: impl IntoIterator<Item = &'p PathBuf>,
+fn check_outputs<P: AsRef<Path>>(
+    inputs: impl IntoIterator<Item = P>,
     targets: &[(&str, Option<&PathBuf>)],
 ) -> Result<()> {
-    let files = inputs.into_iter().filter(|path| !is_stream(path));
+    let files = inputs.into_iter().filter(|path| !is_stream(path.as_ref()));
     let read: Vec<PathBuf> = files.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
     let mut before: Vec<(&str, PathBuf)> = Vec::new();
     for &(name, path) in targets {
@@ -317,6 +345,11 @@ fn check_outputs<'p>(
         before.push((name, place));
     }
     Ok(())
+}
+
+/// Refuses, before any work, files that cannot be written.
+fn check_places(targets: &[(&str, Option<&PathBuf>)]) -> Result<()> {
+    targets.iter().filter_map(|target| target.1).try_for_each(|path| check_writable(path))
 }
 
 /// Where a file to write really is, links followed; refused if it cannot be there.

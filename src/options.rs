@@ -242,6 +242,6 @@ impl Options {
     /// Refuses, before any work, what makes no sense for this model.
     pub(crate) fn validate(&self, model: &Model) -> Result<()> {
         self.check()?;
-        model.check_shape_names(&self.groups.input_shapes)
+        model.check_shapes(&self.groups.input_shapes)
     }
 }

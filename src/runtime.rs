@@ -67,7 +67,7 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
         let dims: Option<Vec<usize>> = known.collect();
         let dims = dims.ok_or_else(|| {
             Error::Options(format!(
-                "input '{name}' has an open shape: give --input-shape {name}:1,3,224,224 (its own numbers)"
+                "input '{name}' has an open shape, or one too large to run: give --input-shape {name}:1,3,224,224 (its own numbers)"
             ))
         })?;
         Ok(Input { name: name.clone(), dims, datum_type })
@@ -99,7 +99,11 @@ impl Runner {
     /// [`Error::Unavailable`] with tract's reason.
     pub(crate) fn load(model: &Model, inputs: &[Input], what: &'static str) -> Result<Self> {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
-        let copy = model.legalised();
+        if let Some(reason) = model.unreasonable() {
+            return Err(unavailable(reason));
+        }
+        let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
+        let copy = model.legalised(&inputs.iter().map(shape).collect::<Vec<_>>());
         let bytes = copy.as_ref().map_or(model, |(copy, _)| copy).to_bytes();
         let load = || -> TractResult<(Arc<TypedRunnableModel>, Vec<DatumType>)> {
             let mut graph = tract_onnx::onnx().with_ignore_value_info(true).model_for_read(&mut &bytes[..])?;
@@ -168,7 +172,10 @@ fn guarded<T>(action: impl FnOnce() -> TractResult<T>) -> std::result::Result<T,
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             // Without the graph that tract prints behind some of its sentences.
-            let said = |text: String| text.split(" ModelPatch {").next().unwrap_or_default().replace('\n', " ");
+            let said = |text: String| {
+                let text = text.split(" ModelPatch {").next().and_then(|text| text.split("Stack backtrace:").next());
+                text.unwrap_or_default().trim().replace('\n', " ")
+            };
             let chain: Vec<String> = error.chain().map(|e| said(e.to_string())).collect();
             Err(chain.join(": "))
         }
@@ -185,11 +192,12 @@ pub(crate) fn is_scores(output: &ArrayD<f32>) -> bool {
     shape.len() >= 2 && shape[1] > 1 && shape[2..].iter().all(|&d| d == 1)
 }
 
-/// The class of the largest score of each answer in a batch.
-pub(crate) fn best_classes(scores: &ArrayD<f32>) -> Vec<usize> {
+/// The class of the largest score of each answer in a batch; none where a score is no number.
+pub(crate) fn best_classes(scores: &ArrayD<f32>) -> Vec<Option<usize>> {
     let best = |row: ArrayViewD<'_, f32>| {
+        let known = row.iter().all(|score| !score.is_nan());
         let all = row.into_iter().enumerate();
-        all.fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0
+        known.then(|| all.fold((0, f32::NEG_INFINITY), |b, (i, &s)| if s > b.1 { (i, s) } else { b }).0)
     };
     scores.outer_iter().map(best).collect()
 }

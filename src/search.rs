@@ -62,7 +62,7 @@ pub(crate) fn largest_ratio(
     let best = best.ok_or_else(|| Error::Gate {
         measure: "what is kept on held-out samples",
         found: tried(),
-        asked: format!("{:.2} %", 100.0 * (1.0 - drop)),
+        asked: format!("{:.2} % or more", 100.0 * (1.0 - drop)),
         advice: SMALLER,
     })?;
     Ok((curve, best))

@@ -93,8 +93,11 @@ fn whole(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOption
     let original = outputs(model, "the model")?;
     let decided = outputs(&reference(model, plan, compiled)?, "the reference")?;
     let written = outputs(&compiled.model, "the compressed model")?;
-    let approximation = tally(&original, &written).approximation();
-    Ok(found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None))
+    let between = tally(&original, &written);
+    if between.is_blind() {
+        return Err(blind());
+    }
+    Ok(found(feeds.len(), tally(&decided, &written).largest_difference(), between.approximation(), None))
 }
 
 /// Runs a tuned model against what the trainable view computes for it, and against the original.
@@ -113,8 +116,17 @@ pub(crate) fn proved(
     let outputs = |model: &Model, what| Runner::load(model, &inputs, what)?.run_all(&feeds);
     let (original, written) = (outputs(original, "the model")?, outputs(tuned, "the tuned model")?);
     let decided: Vec<Vec<ArrayD<f32>>> = feeds.iter().map(computed).collect();
-    let approximation = tally(&original, &written).approximation();
-    found(feeds.len(), tally(&decided, &written).largest_difference(), approximation, None).judged()
+    let between = tally(&original, &written);
+    if between.is_blind() {
+        return Err(blind());
+    }
+    found(feeds.len(), tally(&decided, &written).largest_difference(), between.approximation(), None).judged()
+}
+
+/// What a model is not verified by.
+fn blind() -> Error {
+    let reason = "of what it gives on seeded inputs no value is a finite number";
+    Error::Unavailable { what: "the model to an end".into(), reason: reason.into() }
 }
 
 /// How far apart outputs on the same inputs are.
@@ -170,7 +182,7 @@ fn parts(
             }
         }
     }
-    if checked == 0 {
+    if checked == 0 || approximation.is_blind() {
         return Err(Error::Unavailable { what, reason });
     }
     let approximation = Approximation { agreement: None, ..approximation.approximation() };

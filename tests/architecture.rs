@@ -3,10 +3,11 @@
 use std::path::Path;
 
 /// Modules from left to right; a module may use itself and what stands before it.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 28] = [
     "error",
     "progress",
     "portions",
+    "sealed",
     "factor",
     "onnx",
     "images",

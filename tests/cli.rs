@@ -2,7 +2,8 @@
 
 mod support;
 
-use support::scene::{Scene, few_images, fixture};
+use onnx_jmd::Model;
+use support::scene::{Scene, few_images, fixture, npy};
 use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, value};
 
 #[test]
@@ -100,6 +101,10 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         "in.onnx out.onnx --ratio 2 --threads 0",
         "in.onnx out.onnx --ratio 1.5 --input-shape image:1,x",
         "in.onnx out.onnx --ratio 1.5 --input-shape other:1,3,32,32",
+        "in.onnx out.onnx --ratio 1.5 --input-shape image:1,4,32,32",
+        "in.onnx out.onnx --ratio 1.5 --input-shape 1,3,32",
+        "in.onnx out.onnx --ratio -1",
+        "in.onnx out.onnx --ratio 2 --threads 2000",
         "in.onnx out.onnx --ratio 1.5 --images missing.npy",
         "in.onnx out.onnx --ratio 1.5 --images in.onnx",
         "in.onnx out.onnx --ratio 1.5 --min-snr 3 --no-verify",
@@ -219,7 +224,7 @@ fn an_existing_output_is_replaced_whole() {
     let scene = Scene::new(&small_resnet(2));
     std::fs::write(scene.path("out.onnx"), vec![7; 1_000_000]).unwrap();
     assert!(scene.run("in.onnx out.onnx --ratio 1.5 -q").status.success());
-    assert!(onnx_jmd::Model::open(scene.path("out.onnx")).is_ok());
+    assert!(Model::open(scene.path("out.onnx")).is_ok());
     assert_eq!(scene.files(), ["in.onnx", "out.onnx"]);
 }
 
@@ -382,6 +387,54 @@ fn verify_pairs_by_name_and_sees_what_is_no_number() {
     let output = scene.run("verify in.onnx broken.onnx -q --json - --max-difference 1");
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &found["approximation"]["broken"]), (Some(8), &16.into()));
+}
+
+#[test]
+fn verify_refuses_what_tells_nothing() {
+    let scene = Scene::new(&std::fs::read(fixture("fashion-resnet.onnx")).unwrap());
+    few_images(&scene, 3);
+    // Scores that are no numbers are of no class, and equal to nothing.
+    let nothing = (0..3 * 28 * 28).flat_map(|_| 3e38f32.to_le_bytes()).collect::<Vec<u8>>();
+    std::fs::write(scene.path("huge.npy"), npy("<f4", &[3, 1, 28, 28], &nothing)).unwrap();
+    let message = scene.fails("verify in.onnx in.onnx --images huge.npy -q", 2);
+    assert!(message.contains("no value is a finite number"), "{message}");
+    let message = scene.fails("in.onnx out.onnx --ratio 2 --images huge.npy -q", 2);
+    assert!(message.contains("of image 0") && message.contains("NaN"), "{message}");
+    std::fs::write(scene.path("labels.npy"), npy("|u1", &[3], &[1, 10, 2])).unwrap();
+    for command in ["verify in.onnx in.onnx", "in.onnx out.onnx --ratio 2"] {
+        let message = scene.fails(&format!("{command} --images images.npy --labels labels.npy -q"), 2);
+        assert!(message.contains("says 10 of image 1") && message.contains("0 to 9"), "{message}");
+    }
+}
+
+#[test]
+fn pads_that_follow_from_the_size_are_the_same_said_aloud() {
+    // tract moves the stride of the second before the first, and took the pads of the shorter rows for those of all.
+    let model = |first: ConvSpec| {
+        let mut b = ModelBuilder::new(&[1, 8, 12, 9], 5);
+        let x = b.named_conv("image", "x", &first);
+        let x = b.relu(&x);
+        let y = b.named_conv(&x, "y", &ConvSpec { pads: [0; 4], ..ConvSpec::new(8, 1).stride(2) });
+        b.build(&[&y])
+    };
+    let scene = Scene::new(&model(ConvSpec { auto_pad: Some("SAME_UPPER"), ..ConvSpec::new(8, 3) }));
+    std::fs::write(scene.path("said.onnx"), model(ConvSpec { pads: [1; 4], ..ConvSpec::new(8, 3) })).unwrap();
+    scene.succeeds("verify in.onnx said.onnx --max-difference 1e-6");
+    scene.succeeds("in.onnx out.onnx --ratio 1.2 -q");
+    scene.succeeds("said.onnx other.onnx --ratio 1.2 -q");
+    scene.succeeds("verify out.onnx other.onnx --max-difference 1e-6");
+}
+
+#[test]
+fn tables_that_nobody_reads_to_the_end_are_no_failure() {
+    use std::process::{Command, Stdio};
+    let scene = Scene::new(&small_resnet(2));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+    command.current_dir(scene.folder.path()).args(["in.onnx", "out.onnx", "--ratio", "1.5", "--calib", "none"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert!(Model::open(scene.path("out.onnx")).is_ok());
 }
 
 #[test]

@@ -126,6 +126,25 @@ fn the_size_from_which_tensors_stand_beside_the_model_is_the_callers_choice() {
 }
 
 #[test]
+fn data_that_is_read_is_not_written_to() {
+    let scene = scene(|_| ());
+    let data = scene.read("weights.bin");
+    for arguments in [
+        "in.onnx weights.bin --ratio 1.6",
+        "in.onnx out.onnx --ratio 1.6 --json ./weights.bin",
+        "in.onnx out.onnx --ratio 1.6 --plan-out weights.bin",
+        "inspect in.onnx --json weights.bin",
+        "verify in.onnx in.onnx --json weights.bin",
+        "tune in.onnx weights.bin --teacher in.onnx --calib drawn",
+    ] {
+        let message = scene.fails(arguments, 2);
+        assert!(message.contains("is an input"), "{message}");
+    }
+    assert!(scene.read("weights.bin") == data);
+    assert_eq!(scene.files(), ["in.onnx", "weights.bin"]);
+}
+
+#[test]
 fn places_outside_the_folder_or_the_file_are_refused() {
     for (key, value, reason) in [
         ("location", "../weights.bin", "within the model's folder"),

@@ -279,6 +279,29 @@ fn inputs_that_cannot_be_used_are_named_and_nothing_is_written() {
 }
 
 #[test]
+fn a_model_of_a_fixed_batch_is_run_on_one_image_if_that_is_said() {
+    let mut b = ModelBuilder::new(&[2, 3, 32, 32], 3);
+    let x = b.conv("image", &ConvSpec::new(12, 3));
+    let x = b.conv(&x, &ConvSpec::new(12, 3));
+    let scene = Scene::new(&b.build(&[&x]));
+    std::fs::write(scene.path("x.npy"), npy("|u1", &[20, 3, 32, 32], &pixels(20, false))).unwrap();
+    let message = scene.refuses("--calib x.npy");
+    assert!(message.contains("reads 2 at a time, give --input-shape image:1,3,32,32"), "{message}");
+    scene.writes("--calib x.npy --input-shape image:1,3,32,32");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_a_folder_of_pictures_is_no_picture() {
+    let scene = Scene::new(&small_resnet(2));
+    RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8, y as u8, 9])).save(scene.path("pictures/a.png")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(scene.path("pictures/b.png")).status().unwrap();
+    assert!(made.success());
+    // What is in it would never come.
+    scene.succeeds("in.onnx out.onnx --ratio 1.2 --images pictures -q --max-time 60s");
+}
+
+#[test]
 fn inputs_that_become_no_numbers_are_refused_in_a_sentence() {
     let scene = Scene::new(&small_resnet(2));
     let pixels: Vec<u8> = (0..40 * 3 * 32 * 32).flat_map(|_| 1e38f32.to_le_bytes()).collect();

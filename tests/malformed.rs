@@ -233,6 +233,16 @@ fn a_kernel_that_is_not_a_number_is_refused() {
         weight.raw_data = Some(raw.into());
         let error = compile(&open(&model).unwrap(), &Options::default(), &|_| ()).unwrap_err();
         assert!(matches!(&error, Error::NotFinite { tensor, .. } if tensor == "layer1.0.conv1.weight"), "{error}");
+        // Nor is what is added to all that a layer gives.
+        let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+        let y = b.named_conv("image", "y", &ConvSpec::new(8, 3));
+        let mut model = b.build_proto(&[&y]);
+        let tensors = &mut model.graph.as_mut().unwrap().initializer;
+        let bias = tensors.iter_mut().find(|t| t.name() == "y.bias").unwrap();
+        bias.raw_data = Some(bad.to_le_bytes().repeat(8).into());
+        let plan = PlanOptions { policy: RankPolicy::Ratio(1.2), ..PlanOptions::default() };
+        let error = compile(&open(&model).unwrap(), &Options { plan, ..Options::default() }, &|_| ()).unwrap_err();
+        assert!(matches!(&error, Error::NotFinite { tensor, .. } if tensor == "y.bias"), "{error}");
     }
 }
 

@@ -232,6 +232,19 @@ fn attributes_that_contradict_the_kernel() {
         let found = reason(|m| attribute(m, change.clone()));
         assert!(matches!(found, SkipReason::Inconsistent { .. }), "{found}");
     }
+    // As no operator reads it, and as it would be lost in a factor.
+    let floats = |name: &str| support::proto::AttributeProto {
+        name: Some(name.into()),
+        floats: vec![2.0, 2.0],
+        r#type: Some(support::proto::attribute_proto::AttributeType::Floats as i32),
+        ..Default::default()
+    };
+    for name in ["strides", "group", "auto_pad"] {
+        let found = reason(|m| attribute(m, floats(name))).to_string();
+        assert!(found.starts_with(&format!("its {name} is of type FLOATS")), "{found}");
+    }
+    let unnamed = |m: &mut ModelProto| m.graph.as_mut().unwrap().node[0].input[1].clear();
+    assert_eq!(reason(unnamed), SkipReason::Inconsistent { what: "it has no kernel".into() });
     let two = |m: &mut ModelProto| m.graph.as_mut().unwrap().node[0].output.push("more".into());
     assert_eq!(reason(two), SkipReason::Inconsistent { what: "it has 2 outputs".into() });
     let empty = |m: &mut ModelProto| {
@@ -239,6 +252,27 @@ fn attributes_that_contradict_the_kernel() {
         weight(m).raw_data = Some(Default::default());
     };
     assert!(matches!(reason(empty), SkipReason::Inconsistent { .. }));
+}
+
+#[test]
+fn sparse_kernels() {
+    let found = reason(|m| {
+        let graph = m.graph.as_mut().unwrap();
+        let kernel = graph.initializer.remove(0);
+        let place = |at: i64| at.to_le_bytes();
+        let indices = TensorProto {
+            dims: vec![1],
+            data_type: Some(support::proto::tensor_proto::DataType::Int64 as i32),
+            raw_data: Some(place(7).to_vec().into()),
+            ..Default::default()
+        };
+        let values =
+            TensorProto { dims: vec![1], raw_data: Some(1f32.to_le_bytes().to_vec().into()), ..kernel.clone() };
+        let sparse =
+            support::proto::SparseTensorProto { values: Some(values), indices: Some(indices), dims: kernel.dims };
+        graph.sparse_initializer.push(sparse);
+    });
+    assert_eq!(found, SkipReason::KernelSparse { tensor: "y.weight".into() });
 }
 
 #[test]

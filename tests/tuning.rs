@@ -65,9 +65,14 @@ fn passes_give_the_same_bytes_on_any_number_of_threads_and_after_an_interruption
     // It is of this run alone.
     let refused = scene.fails(&format!("{TUNE} --tune 3epochs --batch 4 --resume state"), 14);
     assert!(refused.contains("state") && refused.contains("another run"), "{refused}");
-    std::fs::write(scene.path("state"), b"no state").unwrap();
-    let refused = scene.fails(&format!("{TUNE} --tune 3epochs --batch 8 --resume state"), 14);
-    assert!(refused.contains("damaged"), "{refused}");
+    let mut damaged = scene.read("state");
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 64;
+    for bytes in [&damaged, &b"no state".to_vec()] {
+        std::fs::write(scene.path("state"), bytes).unwrap();
+        let refused = scene.fails(&format!("{TUNE} --tune 3epochs --batch 8 --resume state"), 14);
+        assert!(refused.contains("damaged"), "{refused}");
+    }
 }
 
 #[test]

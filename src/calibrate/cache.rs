@@ -4,7 +4,7 @@
 //! Files are named by a SHA-256 of all that they follow from: this version, the platform, the model's bytes, its convolutions as
 //! they are decomposed, and every element that the samples feed to its inputs. What is read back is what was written, bit for
 //! bit. Products are rounded as the processor's instructions have it, so a folder that machines of several kinds share may change
-//! last bits. A file that cannot be read is as good as none, and one that cannot be written is mentioned.
+//! last bits. A file that cannot be read, or is damaged, is as good as none, and one that cannot be written is mentioned.
 
 use super::{Calibration, Observations};
 use crate::error::Result;
@@ -12,19 +12,18 @@ use crate::factor::Moment;
 use crate::onnx::{Conv, Model, hex, writing};
 use crate::plan::{Sight, Trial, Trials};
 use crate::progress::Progress;
+use crate::sealed::{read_sealed, write_sealed};
 use ndarray::Array2;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever what the files hold, or what it is computed by, does.
-const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 3");
-/// Room for the texts of a file; numbers need none.
-const LONGEST_TEXT: usize = 1 << 22;
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " calibration 4");
 
 /// A folder, and the name of one model with some samples in it.
 #[derive(Debug)]
@@ -101,9 +100,7 @@ impl Cache {
     }
 
     fn read<T: DeserializeOwned>(&self, what: &str) -> Option<T> {
-        let file = BufReader::new(File::open(self.path(what)).ok()?);
-        let mut room = vec![0; LONGEST_TEXT];
-        postcard::from_io((file, &mut room)).ok().map(|(value, _)| value)
+        read_sealed(File::open(self.path(what)).ok()?)
     }
 
     /// Writes beside the target and renames, so that no reader ever sees half a file.
@@ -112,8 +109,8 @@ impl Cache {
             std::fs::create_dir_all(&self.folder)?;
             let _whole = writing();
             let file = tempfile::Builder::new().prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(&self.folder)?;
-            let mut writer = postcard::to_io(value, BufWriter::new(file)).map_err(std::io::Error::other)?;
-            writer.flush()?;
+            let mut writer = BufWriter::new(file);
+            write_sealed(value, &mut writer)?;
             let file = writer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
             file.persist(self.path(what)).map_err(|e| e.error)?;
             Ok(())

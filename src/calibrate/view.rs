@@ -89,7 +89,10 @@ pub(super) fn pixels(conv: &Conv, written: &ArrayD<f32>) -> usize {
 }
 
 fn odd(name: &str, shape: &[usize]) -> Error {
-    Error::Options(format!("value '{name}' is {shape:?}, not one image of channels"))
+    Error::Options(format!(
+        "value '{name}' is {shape:?}, not one image of channels: give the model's input with a batch of one (--input-shape), or let the plain \
+         weights decide (--calib none)"
+    ))
 }
 
 /// `[…, channels]` as an image one high.

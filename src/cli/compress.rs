@@ -49,7 +49,7 @@ pub(super) struct Compress {
     model_output: Option<PathBuf>,
 
     /// How many times fewer floating-point parameters the model is to have
-    #[arg(long, value_name = "R", required_unless_present_any = ["rank_rate", "max_drop", "plan"], help_heading = "What to do")]
+    #[arg(long, value_name = "R", required_unless_present_any = ["rank_rate", "max_drop", "plan"], allow_negative_numbers = true, help_heading = "What to do")]
     ratio: Option<f64>,
 
     /// The paper's ranks instead: ⌊RATE·out⌋ for kernels larger than 1×1, ⌊RATE·min(in, out)⌋ for 1×1, and for joint
@@ -355,6 +355,7 @@ impl Compress {
             mirror: !self.no_mirror,
             seed: self.verification.seed,
             verified: !self.no_verify,
+            tuned: self.tune.is_some(),
         };
         let planned = file.as_ref().map(PlanFile::calibration);
         let repair = planned.as_ref().and_then(|p| p.as_ref()).map_or(!self.no_repair, |p| p.repair);
@@ -449,6 +450,8 @@ struct Asked {
     seed: u64,
     /// Models are run, so that pictures may be drawn for them.
     verified: bool,
+    /// What is calibrated on is learnt from, too.
+    tuned: bool,
 }
 
 impl Asked {
@@ -468,6 +471,8 @@ impl Asked {
         let Some(planned) = planned else {
             return match self.source {
                 None | Some(CalibrationSource::None) => Ok(None),
+                // Named for tuning.
+                Some(_) if self.tuned => Ok(None),
                 Some(_) => Err(Error::Options("the plan was made by the plain weights: leave out --calib".into())),
             };
         };

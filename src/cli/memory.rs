@@ -67,12 +67,18 @@ fn refuse() {
     }
     let _ = writeln!(
         std::io::stderr(),
-        "onnx-jmd: this takes more than {:.1} GiB of memory, nothing was written: give a larger --max-memory if this model is to \
-         be trusted, or run it less (fewer --calib-samples, a smaller --input-shape, --no-verify)",
-        limit as f64 / GIBIBYTE
+        "onnx-jmd: this takes more than {} of memory, nothing was written: give a larger --max-memory if this model is to be trusted; to \
+         compress takes less with fewer --calib-samples, a smaller --input-shape or --no-verify",
+        size(limit)
     );
     #[allow(clippy::exit, reason = "an allocation has no other way to refuse in a sentence")]
     std::process::exit(EXIT_CODE);
+}
+
+/// Bytes for people.
+fn size(bytes: usize) -> String {
+    let gibibytes = bytes as f64 / GIBIBYTE;
+    if gibibytes >= 1.0 { format!("{gibibytes:.1} GiB") } else { format!("{:.1} MiB", 1024.0 * gibibytes) }
 }
 
 /// Sets the bound: the bytes given, or what the machine has, if it says so.

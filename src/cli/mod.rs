@@ -159,7 +159,7 @@ Schemes (W_i is the kernel of member i, unfolded to (kh·in) × (kw·out)):
 
 Exit codes:
   0  written and verified (or as asked: planned, or written without proof)
-  1  a decomposition did not converge, or an internal error
+  1  a decomposition failed, or an internal error
   2  the arguments, images or labels do not fit the model or each other;
      too few calibration samples
   3  the input cannot be read as a sound ONNX model, or the plan or the file

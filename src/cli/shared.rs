@@ -119,7 +119,7 @@ pub struct Output {
     pub quiet: bool,
 
     /// Threads to use, all cores by default; the result does not depend on it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
 
     /// End in an error rather than take more memory, in gibibytes; by default what the machine has (on Linux)

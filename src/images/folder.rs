@@ -19,9 +19,11 @@ pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         let failed = |e: std::io::Error| wrong(&folder, format!("cannot be read: {e}"));
         for entry in std::fs::read_dir(&folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            match entry.file_type().map_err(failed)?.is_dir() {
-                true => waiting.push(entry.path()),
-                false => found.push(entry.path()),
+            if entry.file_type().map_err(failed)?.is_dir() {
+                waiting.push(entry.path());
+            } else if !std::fs::metadata(entry.path()).is_ok_and(|m| !m.is_file()) {
+                // Not what may never end, as a pipe; a link that leads nowhere is refused by name.
+                found.push(entry.path());
             }
         }
     }

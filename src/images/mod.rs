@@ -16,7 +16,7 @@ pub use preprocess::{Layout, Preprocessing, Preset};
 pub(crate) use samples::Samples;
 #[cfg(feature = "tune")]
 use sha2::{Digest, Sha256};
-use slot::{Slot, picture};
+use slot::{Slot, one_at_a_time, picture};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use stored::{Key, Stored};
@@ -238,13 +238,14 @@ impl Images {
             let drawable = picture.filter(|p| p.height.min(p.width) >= LEAST_SIDE && element_type != "BOOL");
             match &*self.source {
                 Source::Drawn { .. } if drawable.is_none() => {
-                    return Err(self.misfit(format!(
-                        "input '{name}' of shape {dims:?} is not an image: give samples with --calib FILE, or --calib none to \
-                         decompose the plain weights"
-                    )));
+                    let advice = one_at_a_time(name, dims).unwrap_or_else(|| {
+                        "give samples with --calib FILE, or --calib none to decompose the plain weights".into()
+                    });
+                    return Err(self.misfit(format!("input '{name}' of shape {dims:?} is not an image: {advice}")));
                 }
                 Source::Files { .. } if picture.is_none() => {
-                    let reason = format!("the model's input '{name}' of shape {dims:?} is not an image: give arrays");
+                    let advice = one_at_a_time(name, dims).unwrap_or_else(|| "give arrays".into());
+                    let reason = format!("the model's input '{name}' of shape {dims:?} is not an image: {advice}");
                     return Err(self.misfit(reason));
                 }
                 _ => {}

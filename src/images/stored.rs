@@ -1,7 +1,7 @@
 //! An array of samples, and how it is cut into what one of a model's inputs reads.
 
 use super::preprocess::Layout;
-use super::slot::Slot;
+use super::slot::{Slot, one_at_a_time};
 use crate::error::{Error, Result};
 use crate::onnx::Elements;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,9 @@ impl Stored {
         }
         let one = self.shape.get(1..).unwrap_or_default();
         let with = if layout.is_some() { " with this --layout" } else { "" };
-        Err(self.wrong(format!("one image is {one:?}, but the model reads {:?} at '{}'{with}", slot.dims, slot.name)))
+        let advice = one_at_a_time(&slot.name, &slot.dims).map_or(String::new(), |advice| format!(": {advice}"));
+        let (dims, name) = (&slot.dims, &slot.name);
+        Err(self.wrong(format!("one image is {one:?}, but the model reads {dims:?} at '{name}'{with}{advice}")))
     }
 }
 

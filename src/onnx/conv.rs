@@ -70,6 +70,11 @@ pub enum SkipReason {
         /// The value that the node reads.
         value: String,
     },
+    /// The kernel is a sparse tensor.
+    KernelSparse {
+        /// The sparse initializer.
+        tensor: String,
+    },
     /// The kernel is an initializer that callers may replace.
     KernelOverridable {
         /// The initializer.
@@ -90,7 +95,7 @@ pub enum SkipReason {
         /// ONNX's operator.
         operator: String,
     },
-    /// Another node reads the same kernel.
+    /// Something other than layers of its kind reads the same kernel.
     KernelReused {
         /// The initializer.
         tensor: String,
@@ -161,6 +166,9 @@ impl fmt::Display for SkipReason {
             Self::KernelComputed { value } => {
                 write!(f, "its kernel '{value}' is computed in the graph")
             }
+            Self::KernelSparse { tensor } => {
+                write!(f, "its kernel '{tensor}' is a sparse initializer, which is not read")
+            }
             Self::KernelOverridable { tensor } => {
                 write!(f, "its kernel '{tensor}' is also a graph input, which callers may replace")
             }
@@ -172,7 +180,10 @@ impl fmt::Display for SkipReason {
                 "its kernel '{value}' is quantized, and not as INT8 or UINT8 with float32 scales: compress first, then quantize"
             ),
             Self::KernelReused { tensor, uses } => {
-                write!(f, "its kernel '{tensor}' is read {uses} times")
+                write!(
+                    f,
+                    "its kernel '{tensor}', or the tensor behind it, is read {uses} times (an output of the model counts), and not by layers of one kind alone"
+                )
             }
             Self::KernelOnTheLeft { value } => {
                 write!(f, "its constant '{value}' is the left side of the product; only a right side is decomposed")
@@ -240,6 +251,14 @@ impl Conv {
         let (Some(input), Some(weight)) = (node.input.first(), node.input.get(1)) else {
             return Err(inconsistent("it has no kernel".into()));
         };
+        if weight.is_empty() {
+            return Err(inconsistent("it has no kernel".into()));
+        }
+        if let Some((attribute, stated, right)) = attributes::mistyped(node) {
+            return Err(inconsistent(format!(
+                "its {attribute} is of type {stated}, not {right}: no operator reads it so"
+            )));
+        }
         let Some(tensor) = graph.folded(weight) else { return Err(unknown_kernel(graph, weight)) };
         let channel_groups = attributes::int(node, "group").unwrap_or(1);
         if channel_groups != 1 && node.op_type() == "ConvTranspose" {
@@ -363,15 +382,20 @@ impl Conv {
         }
     }
 
-    /// Checks that every weight is a number.
+    /// Checks that every weight, and what is added to the output, is a number.
     ///
     /// # Errors
     /// [`Error::NotFinite`] if one is NaN or infinite.
     pub(crate) fn check_finite(&self) -> Result<()> {
-        if tensor::is_finite(&self.kernel) {
-            return Ok(());
+        let broken = |tensor: &str| Err(Error::NotFinite { node: self.name.clone(), tensor: tensor.to_owned() });
+        if !tensor::is_finite(&self.kernel) {
+            return broken(&self.kernel_name);
         }
-        Err(Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() })
+        let bias = self.bias.as_ref().zip(self.bias_values.as_ref());
+        match bias.filter(|(_, values)| !values.iter().all(|x| x.is_finite())) {
+            Some((name, _)) => broken(name),
+            None => Ok(()),
+        }
     }
 
     /// The bias with the batch norm folded in, `scale·b + shift`; none where the node's own bias stays.
@@ -538,6 +562,9 @@ fn check_groups(
 fn unknown_kernel(graph: &Graph<'_>, weight: &str) -> SkipReason {
     if graph.is_overridable(weight) {
         return SkipReason::KernelOverridable { tensor: weight.to_owned() };
+    }
+    if graph.is_sparse(weight) {
+        return SkipReason::KernelSparse { tensor: weight.to_owned() };
     }
     let mut name = weight;
     // A few steps tell; a long way back is computed, whatever it starts from.

@@ -67,8 +67,10 @@ impl Place {
 }
 
 /// How an opened model's data is dealt out between its own file and others, in bytes.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Spread {
+    /// The others, links followed.
+    pub(super) files: BTreeSet<PathBuf>,
     /// The smallest tensor in another file; none if every tensor stands in the model's.
     outside: Option<usize>,
     /// The largest that could stand in another file and does not.
@@ -77,7 +79,7 @@ pub(super) struct Spread {
 
 impl Spread {
     /// Whether tensors of `least` bytes and more, and only these, stand in other files; without it, none.
-    pub(super) fn fits(self, least: Option<usize>) -> bool {
+    pub(super) fn fits(&self, least: Option<usize>) -> bool {
         match least {
             None => self.outside.is_none(),
             Some(least) => self.inside < least.max(1) && self.outside.is_none_or(|smallest| smallest >= least.max(1)),
@@ -85,13 +87,14 @@ impl Spread {
     }
 }
 
-/// How a model's data is dealt out as it is written in a graph, before [`read`].
-pub(super) fn spread(graph: &GraphProto) -> Spread {
+/// How a model's data is dealt out as it is written in a graph, before [`read`]; files are found from the model's folder.
+pub(super) fn spread(graph: &GraphProto, folder: Option<&Path>) -> Spread {
     let (outside, inside): (Vec<&TensorProto>, Vec<_>) = tensors(graph).into_iter().partition(|t| is_external(t));
     // What is longer than memory is refused by whoever reads it.
     let length =
         |tensor: &TensorProto| Place::of(tensor).map_or(0, |p| usize::try_from(p.length).unwrap_or(usize::MAX));
     Spread {
+        files: folder.map(|folder| files(graph, folder)).unwrap_or_default(),
         outside: outside.into_iter().map(length).min(),
         inside: inside.iter().filter_map(|t| t.raw_data.as_ref()).map(Bytes::len).max().unwrap_or(0),
     }

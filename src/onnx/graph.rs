@@ -221,6 +221,11 @@ impl<'m> Graph<'m> {
         self.overridable.contains(name)
     }
 
+    /// Whether a name is that of a sparse initializer.
+    pub(crate) fn is_sparse(&self, name: &str) -> bool {
+        self.proto.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).any(|values| values.name() == name)
+    }
+
     /// The tensor behind a name if it is constant: an initializer, a `Constant` node, or either
     /// behind `Identity` nodes.
     pub(crate) fn constant(&self, name: &str) -> Option<&'m TensorProto> {

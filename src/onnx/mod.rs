@@ -9,6 +9,7 @@ mod dense;
 mod encode;
 mod external;
 mod folding;
+mod foreign;
 mod graph;
 #[cfg(feature = "verify")]
 mod jumps;
@@ -52,4 +53,4 @@ pub(crate) use tensor::{Elements, read_integers};
 pub(crate) use tensor::{float_initializer, initializer, int8_initializer, kernel_initializer, read_floats};
 #[cfg(feature = "verify")]
 pub(crate) use window::Window;
-pub use write::{write_whole, writing};
+pub use write::{check_writable, write_whole, writing};

@@ -8,7 +8,7 @@ use super::proto::{
 };
 use super::window::LARGEST;
 use super::write::{write_whole, write_with};
-use super::{Graph, encode, external, is_standard, tensor};
+use super::{Graph, encode, external, foreign, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{Precision, initializer, read_floats};
 use crate::error::{Error, Result};
@@ -98,6 +98,11 @@ impl Model {
         Ok(std::iter::once(path.to_owned()).chain(beside.unwrap_or_default()).collect())
     }
 
+    /// Of a model that was opened: the files beside its own that its tensors were read from (external data), links followed.
+    pub fn data_files(&self) -> impl Iterator<Item = &Path> {
+        self.spread.iter().flat_map(|spread| &spread.files).map(PathBuf::as_path)
+    }
+
     /// Reads a model from memory.
     ///
     /// # Errors
@@ -112,8 +117,9 @@ impl Model {
             return Err(Error::Empty);
         }
         let source = Bytes::from(bytes);
-        let mut proto = ModelProto::decode(source.clone()).map_err(|e| Error::NotOnnx { reason: e.to_string() })?;
-        let spread = proto.graph.as_ref().map(external::spread);
+        let mut proto = ModelProto::decode(source.clone())
+            .map_err(|e| Error::NotOnnx { reason: foreign::told(&source, &e.to_string()) })?;
+        let spread = proto.graph.as_ref().map(|graph| external::spread(graph, folder));
         // What was read from several files has no bytes of its own.
         let joined = match (&mut proto.graph, folder) {
             (Some(graph), Some(folder)) => external::read(graph, folder)?,
@@ -238,17 +244,37 @@ impl Model {
         fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
     }
 
-    /// Refuses shapes for inputs that there are not.
+    /// Refuses shapes for inputs that there are not, and those that contradict what the model says of its input. A batch that it
+    /// fixes may be another, so that it can be run on one image at a time.
     ///
     /// # Errors
     /// [`Error::Options`] naming one.
-    pub(crate) fn check_shape_names(&self, shapes: &[InputShape]) -> Result<()> {
+    pub(crate) fn check_shapes(&self, shapes: &[InputShape]) -> Result<()> {
         let inputs = self.inputs();
         let unknown = |name: &&String| inputs.iter().all(|i| i.0 != **name);
-        let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(unknown) else { return Ok(()) };
-        let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-        let known = known.join(", ");
-        Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")))
+        if let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(unknown) {
+            let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+            let known = known.join(", ");
+            return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")));
+        }
+        for shape in shapes {
+            let of_name = |input: &&(String, String, Vec<Option<u64>>)| {
+                shape.name.as_ref().map_or(inputs.len() == 1, |name| *name == input.0)
+            };
+            let Some((name, _, stated)) = inputs.iter().find(of_name) else { continue };
+            // Without any dimension the rank may be open, too.
+            let fits =
+                shape.dims.iter().zip(stated).skip(1).all(|(&given, stated)| stated.is_none_or(|n| n == given as u64));
+            if !stated.is_empty() && (shape.dims.len() != stated.len() || !fits) {
+                let stated: Vec<String> = stated.iter().map(|d| d.map_or("?".into(), |n| n.to_string())).collect();
+                return Err(Error::Options(format!(
+                    "--input-shape says {:?} of input '{name}', but the model says [{}]: only its first dimension and open ones can be given",
+                    shape.dims,
+                    stated.join(", ")
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The version of ONNX's own operators that it is written in.
@@ -322,7 +348,7 @@ impl Model {
     pub(crate) fn is_stored(&self, threshold: Option<usize>) -> bool {
         let large = self.file_bytes() > LARGEST_FILE;
         let threshold = threshold.or(large.then_some(Self::EXTERNAL_DATA_THRESHOLD));
-        self.spread.is_some_and(|spread| spread.fits(threshold))
+        self.spread.as_ref().is_some_and(|spread| spread.fits(threshold))
     }
 
     pub(crate) fn proto(&self) -> &ModelProto {

@@ -82,6 +82,12 @@ impl Resolutions {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
     }
 
+    /// The pads of a convolution, before each spatial axis, then after each, as far as sizes are known.
+    pub(super) fn pads(&self, graph: &Graph<'_>, node: &NodeProto) -> Option<Vec<usize>> {
+        let kernel = self.of(graph, node.input.get(1)?)?;
+        window(node, &kernel)?.pads(self.spatial(node.input.first()?))
+    }
+
     pub(crate) fn level(&self, value: &str) -> Level {
         self.level.get(value).copied().unwrap_or(Level { scale: [1.0; 2], after: None })
     }

@@ -2,8 +2,9 @@
 
 use crate::error::{Error, Result};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use tempfile::NamedTempFile;
 
 /// Held while files are written: a program that takes it before it ends on an interrupt leaves no half of one, nor a temporary file.
 pub fn writing() -> MutexGuard<'static, ()> {
@@ -20,8 +21,26 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, &mut |file| file.write_all(bytes))
 }
 
+/// Refuses, before any work, a file that [`write_whole`] could not write.
+///
+/// # Errors
+/// [`Error::Write`] with the system's reason.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let _whole = writing();
+    temporary(path).map(drop)
+}
+
 /// The same for what is written piece by piece.
 pub(super) fn write_with(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    let (mut file, target) = temporary(path)?;
+    write(&mut file).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(&target).map_err(|e| failed(e.error))?;
+    Ok(())
+}
+
+/// A file beside the one to write, and where it goes in the end; it is removed unless it goes there.
+fn temporary(path: &Path) -> Result<(NamedTempFile, PathBuf)> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     if path.is_dir() {
         return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
@@ -40,11 +59,9 @@ pub(super) fn write_with(path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> s
         // What a plain create would ask for; the process's umask applies as usual.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
+    let file = builder.prefix(".onnx-jmd-").suffix(".tmp").tempfile_in(folder).map_err(failed)?;
     if let Some(permissions) = existing {
         file.as_file().set_permissions(permissions).map_err(failed)?;
     }
-    write(&mut file).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    file.persist(&target).map_err(|e| failed(e.error))?;
-    Ok(())
+    Ok((file, target))
 }

@@ -112,11 +112,17 @@ pub(crate) fn round(plan: &Plan, group: &GroupPlan, factors: &mut Factors) -> Re
             }
         }
         if !factors.is_finite() {
-            let reason = format!("its factors exceed {}", storage.name().unwrap_or_default());
-            return Err(Error::Numerical { what: group.group.clone(), reason });
+            let reason = format!("its factors exceed what {} holds", storage.name().unwrap_or_default());
+            return Err(Error::Numerical { what: named(plan, group), reason });
         }
     }
     Ok(())
+}
+
+/// The convolutions of a group, for people.
+fn named(plan: &Plan, group: &GroupPlan) -> String {
+    let names: Vec<String> = group.members.iter().map(|&m| format!("'{}'", plan.convs[m].name)).collect();
+    names.join(", ")
 }
 
 /// The model that given factors and amends make.
@@ -202,8 +208,8 @@ pub(crate) fn narrowed(
         bias.iter_mut().for_each(|x| *x = precision.round(*x));
     }
     if let Some((group, _)) = plan.groups.iter().zip(&factors).find(|(_, f)| !f.is_finite()) {
-        let reason = format!("its factors exceed {}", precision.data_type().as_str_name());
-        return Err(Error::Numerical { what: group.group.clone(), reason });
+        let reason = format!("its factors exceed what {} holds", precision.data_type().as_str_name());
+        return Err(Error::Numerical { what: named(plan, group), reason });
     }
     let written = rewritten(original, plan, &factors, &amends)?;
     let compiled = assemble(wide, plan, factors, amends)?;

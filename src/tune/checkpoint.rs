@@ -4,12 +4,14 @@ use super::course::Run;
 use super::views::Views;
 use crate::error::{Error, Result};
 use crate::onnx::{Model, hex, write_whole};
+use crate::sealed::{read_sealed, write_sealed};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever what the file holds, or what a step does, does.
-const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " tuning 2");
+const FORMAT: &str = concat!("onnx-jmd ", env!("CARGO_PKG_VERSION"), " tuning 3");
 
 /// A file, and what the run in it follows from.
 pub(super) struct Checkpoint {
@@ -50,7 +52,7 @@ impl Checkpoint {
             other => other.map_err(|error| refused(&format!("it cannot be read ({error})")))?,
         };
         let damaged = "it holds no state of tuning, or a damaged one: name another file, or delete it to begin anew";
-        let kept: Kept = postcard::from_bytes(&bytes).map_err(|_| refused(damaged))?;
+        let kept: Kept = read_sealed(Cursor::new(bytes)).ok_or_else(|| refused(damaged))?;
         if kept.key != self.key {
             return Err(refused(
                 "it holds the state of another run (other models, images, options or version): name another file, or delete \
@@ -64,8 +66,8 @@ impl Checkpoint {
     /// [`Error::Write`].
     pub(super) fn write(&self, run: &Run) -> Result<()> {
         let kept = Kept { key: self.key.clone(), run: run.clone() };
-        let bytes = postcard::to_stdvec(&kept)
-            .map_err(|error| Error::Write { path: self.path.clone(), source: std::io::Error::other(error) })?;
+        let mut bytes = Vec::new();
+        write_sealed(&kept, &mut bytes).map_err(|source| Error::Write { path: self.path.clone(), source })?;
         write_whole(&self.path, &bytes)
     }
 }

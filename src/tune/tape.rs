@@ -146,10 +146,12 @@ impl Tape {
 
     fn add(&mut self, builder: &Builder<'_>, node: &NodeProto) -> Result<()> {
         let refuse = || {
-            let operator = node.op_type();
+            let (operator, name) = (node.op_type(), label(node));
+            let solid =
+                node.input.first().and_then(|input| builder.seen.dims(input)).is_some_and(|dims| dims.len() > 4);
+            let over = if solid { " over three spatial axes" } else { "" };
             Error::Tuning(format!(
-                "node '{}': operator {operator} cannot be trained through, leave out --tune",
-                label(node)
+                "node '{name}': there is no rule to train through {operator}{over}; compress without tuning"
             ))
         };
         for (place, output) in node.output.iter().enumerate().filter(|(_, o)| !o.is_empty()) {
