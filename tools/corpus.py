@@ -100,7 +100,8 @@ def attempt(binary, path, known, options, calibrated):
         else:
             check(code in REFUSALS, f"exit code {code}: {' / '.join(said.strip().splitlines())[-300:]}")
             check(not target.exists(), "refused, but there is an output")
-            row |= {"outcome": "refused", "reason": f"exit code {code}: {one_sentence(said)}"}
+            # Without the folder, which is another on every machine.
+            row |= {"outcome": "refused", "reason": f"exit code {code}: {one_sentence(said)}".replace(f"{path.parent}/", "")}
         if row["outcome"] == "verified" and asked:
             row |= {"outcome": "refused", "reason": f"exit code 7: {row['tract']} ({'' if row['check'].startswith('none') else 'checked: '}written with --no-verify)", "tract": "cannot run it"}
         return row

@@ -182,7 +182,7 @@ impl fmt::Display for SkipReason {
             Self::KernelReused { tensor, uses } => {
                 write!(
                     f,
-                    "its kernel '{tensor}', or the tensor behind it, is read {uses} times (an output of the model counts), and not by layers of one kind alone"
+                    "its kernel '{tensor}', or the tensor behind it, is read {uses} times (an output of the model counts)"
                 )
             }
             Self::KernelOnTheLeft { value } => {
