@@ -113,6 +113,10 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
     let (a, b) = (wide.0.as_ref().unwrap_or(a), wide.1.as_ref().unwrap_or(b));
     let given = &options.inputs.input_shapes;
     a.check_shapes(given)?;
+    // The names are those of the first.
+    let of_second =
+        |shape: &&InputShape| shape.name.as_ref().is_none_or(|name| b.inputs().iter().any(|input| input.0 == *name));
+    b.check_shapes(&given.iter().filter(of_second).cloned().collect::<Vec<_>>())?;
     let (fed, others) = (inputs(a, given)?, inputs(b, given)?);
     let order = paired(&names(&fed), &names(&others));
     alike(&fed, &others, &order)?;
@@ -145,7 +149,7 @@ pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listen
         if let Some(labels) = samples.as_ref().and_then(Samples::labels) {
             check_labels(&outputs[0], Some(labels))?;
             for (right, outputs) in right.iter_mut().zip(&outputs) {
-                *right += right_classes(&classes(outputs, portion.start, "--labels")?, &labels[portion.clone()]);
+                *right += right_classes(&classes(outputs, "--labels")?, &labels[portion.clone()]);
             }
         }
         tally.check(&outputs[0], &outputs[1])?;
@@ -257,7 +261,7 @@ fn figure(share: f64) -> String {
 pub(crate) struct Scorer<'s> {
     samples: &'s Samples,
     inputs: Vec<Input>,
-    before: Vec<usize>,
+    before: Vec<Option<usize>>,
 }
 
 impl<'s> Scorer<'s> {
@@ -265,7 +269,19 @@ impl<'s> Scorer<'s> {
     /// [`Error::Unavailable`], or [`Error::Options`] if the output is not class scores.
     pub(crate) fn new(model: &Model, samples: &'s Samples, given: &[InputShape]) -> Result<Self> {
         let inputs = inputs(model, given)?;
-        let before = classified(model, samples, &inputs, "the model")?;
+        let before = classified(model, samples, &inputs, "the model").map_err(|error| match error {
+            Error::Unavailable { what, reason } => Error::Unavailable {
+                what,
+                reason: format!("{reason} (to compress without classes: leave out --images)"),
+            },
+            other => other,
+        })?;
+        if let Some(at) = before.iter().position(Option::is_none) {
+            return Err(Error::Options(format!(
+                "of image {at} (the first is 0) the model gives scores that are no numbers (NaN), and so no class: repair the model, or \
+                 give other --images or another --preprocess"
+            )));
+        }
         Ok(Self { samples, inputs, before })
     }
 
@@ -274,7 +290,7 @@ impl<'s> Scorer<'s> {
     pub(crate) fn score(&self, compressed: &Model) -> Result<Score> {
         let after = classified(compressed, self.samples, &self.inputs, "the compressed model")?;
         let share = |right: usize| right as f64 / self.samples.len() as f64;
-        let top1 = |found: &[usize]| Some(share(right_classes(found, self.samples.labels()?)));
+        let top1 = |found: &[Option<usize>]| Some(share(right_classes(found, self.samples.labels()?)));
         Ok(Score {
             images: self.samples.len(),
             agreement: share(self.before.iter().zip(&after).filter(|(a, b)| a == b).count()),
@@ -293,34 +309,24 @@ pub fn score(model: &Model, compressed: &Model, images: &Images, given: &[InputS
     Scorer::new(model, &samples, given)?.score(compressed)
 }
 
-fn classified(model: &Model, samples: &Samples, inputs: &[Input], what: &'static str) -> Result<Vec<usize>> {
+fn classified(model: &Model, samples: &Samples, inputs: &[Input], what: &'static str) -> Result<Vec<Option<usize>>> {
     let runner = Runner::load(model, inputs, what)?;
     let mut found = Vec::with_capacity(samples.len());
     for start in (0..samples.len()).step_by(PORTION) {
         let portion = start..(start + PORTION).min(samples.len());
         let answers = runner.run_all(&samples.feeds(portion)?)?;
         check_labels(&answers, samples.labels())?;
-        found.extend(classes(&answers, start, "--images")?);
+        found.extend(classes(&answers, "--images")?);
     }
     Ok(found)
 }
 
-/// The class of the largest score of each input, the first of them number `start`; `asked` is the option that needs them.
-fn classes(outputs: &[Vec<ArrayD<f32>>], start: usize, asked: &str) -> Result<Vec<usize>> {
+/// The class of the largest score of each input, none where a score is no number; `asked` is the option that needs them.
+fn classes(outputs: &[Vec<ArrayD<f32>>], asked: &str) -> Result<Vec<Option<usize>>> {
     let wrong =
         || Error::Options(format!("{asked} needs a model whose first output is class scores, [batch, classes]"));
     let each = outputs.iter().map(|o| o.first().filter(|y| is_scores(y)).map(best_classes).ok_or_else(wrong));
-    let found = each.collect::<Result<Vec<_>>>()?.into_iter().flatten().enumerate();
-    let of_number = |(at, class): (usize, Option<usize>)| {
-        class.ok_or_else(|| {
-            Error::Options(format!(
-                "of image {} (the first is 0) the model gives scores that are no numbers (NaN), and so no class: repair the model, or give \
-                 other images or another --preprocess",
-                start + at
-            ))
-        })
-    };
-    found.map(of_number).collect()
+    Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 /// Refuses labels that are no class of a model.
@@ -338,8 +344,8 @@ fn check_labels(outputs: &[Vec<ArrayD<f32>>], labels: Option<&[i64]>) -> Result<
     )))
 }
 
-fn right_classes(found: &[usize], labels: &[i64]) -> usize {
-    found.iter().zip(labels).filter(|(f, l)| i64::try_from(**f) == Ok(**l)).count()
+fn right_classes(found: &[Option<usize>], labels: &[i64]) -> usize {
+    found.iter().zip(labels).filter(|(f, l)| f.is_some_and(|f| i64::try_from(f) == Ok(**l))).count()
 }
 
 /// Inputs of standard normal values.
@@ -379,6 +385,8 @@ struct Sums {
     broken: u64,
     /// Values that are numbers in both.
     measured: u64,
+    /// All values.
+    seen: u64,
 }
 
 impl Tally {
@@ -402,7 +410,7 @@ impl Tally {
             match (a.first(), b.first()) {
                 (Some(x), Some(y)) if is_scores(x) => {
                     let (first, second) = (best_classes(x), best_classes(y));
-                    self.answers += first.iter().flatten().count();
+                    self.answers += first.len();
                     self.same += first.iter().zip(second).filter(|(p, q)| p.is_some() && **p == *q).count();
                 }
                 _ => self.other = true,
@@ -410,9 +418,16 @@ impl Tally {
         }
     }
 
-    /// Whether not one value of either was a number, so that nothing is known of how far apart they are.
-    pub(crate) fn is_blind(&self) -> bool {
-        self.outputs.iter().all(|sums| sums.measured == 0 && sums.broken == 0)
+    /// Whether there were values, and none of either was a number, so that nothing is known of how far apart they are.
+    fn is_blind(&self) -> bool {
+        self.outputs.iter().any(|sums| sums.seen > 0)
+            && self.outputs.iter().all(|sums| sums.measured == 0 && sums.broken == 0)
+    }
+
+    /// Whether there were values, and of both none was a number other than zero: where something goes wrong on the way, too.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.outputs.iter().any(|sums| sums.seen > 0)
+            && self.outputs.iter().all(|sums| sums.signal + sums.energy == 0.0 && sums.broken == 0)
     }
 
     /// The largest over the outputs of `max |a − b| / max |a|`, all inputs together.
@@ -443,6 +458,7 @@ impl Sums {
             return;
         }
         for (p, q) in x.iter().zip(y).map(|(&p, &q)| (f64::from(p), f64::from(q))) {
+            self.seen += 1;
             // Where either is no number there is nothing to measure: the same infinity, or no number in both, is agreement, only
             // one of them is not.
             if !p.is_finite() || !q.is_finite() {

@@ -89,7 +89,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         (made.plan.parameters_before, made.plan.options.policy) = (whole.parameters(), asked.plan.policy);
     }
     let (written, compiled) = typed(original, wide.as_ref(), &made.plan, made.compiled)?;
-    let verified = proved(model, &made.plan, compiled.as_ref(), options, &progress)?;
+    let verified = verification(model, &made.plan, compiled.as_ref(), options, &progress)?;
     let tuning: Option<Tuning> = None;
     #[cfg(feature = "tune")]
     let (mut verified, mut written, mut compiled, mut tuning) = (verified, written, compiled, tuning);
@@ -142,7 +142,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
 }
 
 /// What running the models shows of the one to write, if they are to be run.
-fn proved(
+fn verification(
     model: &Model,
     plan: &Plan,
     compiled: Option<&Compiled>,
@@ -261,15 +261,29 @@ fn widened(original: &Model, wide: Option<&Model>) -> Option<String> {
 
 /// Which operators were others in the models that tract ran.
 fn copied(model: &Model) -> Option<String> {
-    let (_, rewritten) = model.legalised(&[]).filter(|copy| !copy.1.is_empty())?;
+    let (_, rewritten) = model.legalised().filter(|copy| !copy.1.is_empty())?;
     let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
     Some(format!("tract ran an equivalent copy of the models, with other operators for {names}"))
 }
 
 /// What a reader should know of how the result came about.
 fn circumstances(original: &Model, wide: Option<&Model>, plan: &Plan) -> impl Iterator<Item = String> {
-    let notes = [blind(plan), tied(plan), narrow(plan), copied(wide.unwrap_or(original)), widened(original, wide)];
+    let notes = [
+        inlined(original),
+        blind(plan),
+        tied(plan),
+        narrow(plan),
+        copied(wide.unwrap_or(original)),
+        widened(original, wide),
+    ];
     notes.into_iter().flatten()
+}
+
+/// Which functions the output no longer has.
+fn inlined(original: &Model) -> Option<String> {
+    let names = original.inlined().join(", ");
+    (!names.is_empty())
+        .then(|| format!("local functions stand in the place of their calls, as they hold layers: {names}"))
 }
 
 /// Which layers were decomposed by their plain weights in spite of samples.

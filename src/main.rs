@@ -116,7 +116,6 @@ fn compressed(job: CompressJob) -> Result<()> {
         None => error,
     };
     if let (true, Some(output)) = (job.check, &job.model_output) {
-        check_outputs(std::iter::once(&job.input).chain(&job.read), &[("the output", Some(output))])?;
         return checked(&job, output, &progress).map_err(explained);
     }
     if let Some(path) = &job.model_output {
@@ -161,6 +160,9 @@ fn checked(job: &CompressJob, output: &Path, progress: &dyn Fn(&str)) -> Result<
     if is_stream(output) {
         return Err(Error::Options("--check needs a file to look at: name the output instead of '-'".into()));
     }
+    if std::fs::canonicalize(output).is_ok_and(|output| std::fs::canonicalize(&job.input).is_ok_and(|i| i == output)) {
+        return Err(Error::Options(format!("the output {} is the input: name another file", output.display())));
+    }
     progress(&format!("reading {} and {}", named(&job.input), output.display()));
     let input = streams::open(&job.input)?;
     let checked = check(&input, &job.options, output, job.external_data);
@@ -186,7 +188,7 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
         write_whole(path, report.to_html(&name, pictures).as_bytes())?;
     }
     let taken = job.model_output.is_some() && output.is_none();
-    tell(&job.output, taken, || report.to_json(), &report)
+    tell(&job.output, (taken, output.is_some()), || report.to_json(), &report)
 }
 
 /// `onnx-jmd inspect`.
@@ -200,7 +202,7 @@ fn inspected(job: &InspectJob) -> Result<()> {
     check_outputs(model.data_files(), &targets)?;
     let found = inspect(&model, &job.groups);
     let found = found.map_err(|error| error.of_file(streams::name(&job.model)))?;
-    tell(&job.output, false, || found.to_json(), &found)
+    tell(&job.output, (false, false), || found.to_json(), &found)
 }
 
 /// `onnx-jmd verify`.
@@ -219,7 +221,7 @@ fn verified(job: &VerifyJob) -> Result<()> {
     check_outputs(first.data_files().chain(second.data_files()), &targets)?;
     let found = compare(&first, &second, &job.options, &progress)?;
     // What was found is told whether it is near enough or not.
-    tell(&job.output, false, || found.to_json(), &found)?;
+    tell(&job.output, (false, false), || found.to_json(), &found)?;
     found.check(&job.options)
 }
 
@@ -247,7 +249,7 @@ fn tuned(job: &TuneJob) -> Result<()> {
         if let Some(path) = file(&model_output) {
             model.save(path)?;
         }
-        tell(&job.output, is_stream(&job.model_output), || report.to_json(), &report)?;
+        tell(&job.output, (is_stream(&job.model_output), true), || report.to_json(), &report)?;
     }
     if is_stream(&job.model_output) {
         streams::give(&model)?;
@@ -261,14 +263,14 @@ fn many(job: &ZooJob) -> Result<()> {
     let progress = begin(&job.output)?;
     let summary = job.zoo.run(&progress)?;
     if !job.output.quiet {
-        print_all(&summary)?;
+        print_all(&summary, true)?;
     }
     summary.check()
 }
 
 /// `onnx-jmd completions` and `onnx-jmd man`.
 fn printed(text: &[u8]) -> Result<()> {
-    std::io::stdout().write_all(text).map_err(streams::refused)
+    unless_closed(std::io::stdout().write_all(text)).map_err(streams::refused)
 }
 
 /// A model's name for people.
@@ -282,14 +284,20 @@ fn file(path: &Option<PathBuf>) -> Option<&PathBuf> {
 }
 
 /// Facts as JSON where that is asked for, and as tables unless nobody is to read them; on standard error if a model has `taken`
-/// standard output.
-fn tell(output: &Output, taken: bool, json: impl Fn() -> String, tables: &impl Display) -> Result<()> {
+/// standard output. `written` says that a model is in its file by now.
+fn tell(
+    output: &Output,
+    (taken, written): (bool, bool),
+    json: impl Fn() -> String,
+    tables: &impl Display,
+) -> Result<()> {
     if output.json.as_deref().is_some_and(is_stream) {
         return std::io::stdout().write_all(json().as_bytes()).map_err(streams::refused);
     }
     if let Some(path) = &output.json {
         write_whole(path, json().as_bytes())?;
     }
+    let written = written || output.json.is_some();
     match (output.quiet, taken) {
         (true, _) => Ok(()),
         (false, true) => {
@@ -297,18 +305,22 @@ fn tell(output: &Output, taken: bool, json: impl Fn() -> String, tables: &impl D
             let _ = print(&mut anstream::stderr().lock(), tables);
             Ok(())
         }
-        (false, false) => print_all(tables),
+        (false, false) => print_all(tables, written),
     }
 }
 
-/// Prints tables on standard output. A reader who has seen enough has closed it.
-fn print_all(tables: &impl Display) -> Result<()> {
-    match print(&mut anstream::stdout().lock(), tables) {
+/// Prints tables on standard output; `written` says that files are by now.
+fn print_all(tables: &impl Display, written: bool) -> Result<()> {
+    let place = if written { "tables to standard output (the files are written)" } else { "standard output" };
+    let printed = unless_closed(print(&mut anstream::stdout().lock(), tables));
+    printed.map_err(|source| Error::Write { path: place.into(), source })
+}
+
+/// A reader of text who has seen enough has closed it.
+fn unless_closed(printed: std::io::Result<()>) -> std::io::Result<()> {
+    match printed {
         Err(closed) if closed.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|source| Error::Write {
-            path: "tables to standard output (what files hold is written)".into(),
-            source,
-        }),
+        other => other,
     }
 }
 

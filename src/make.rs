@@ -166,7 +166,19 @@ pub(crate) fn made(
             let note = format!("not calibrated, the plain weights decided: {reason}");
             (make(model, grouping, &options.by_weights(), scorer, progress), Some(note))
         }
+        // Whoever asked for it may take it back.
+        Err(error) if options.calibration.is_some() => (Err(uncalibrated(error)), None),
         other => (other, None),
+    }
+}
+
+/// What calibration failed for, and how to do without.
+fn uncalibrated(error: Error) -> Error {
+    let advised = |reason: String| format!("{reason} (to let the plain weights decide: --calib none)");
+    match error {
+        Error::NotDrawable { reason } => Error::NotDrawable { reason: advised(reason) },
+        Error::Unavailable { what, reason } => Error::Unavailable { what, reason: advised(reason) },
+        other => other,
     }
 }
 

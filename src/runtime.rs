@@ -11,7 +11,11 @@ use rayon::prelude::*;
 use std::borrow::Borrow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use tract_core::prelude::{Framework, IntoTensor, TValue, Tensor, TractResult, TypedRunnableModel, tvec};
+use tract_core::internal::DimLike;
+use tract_core::ops::cnn::{Conv, PaddingSpec};
+use tract_core::prelude::{
+    Framework, IntoTensor, TDim, TValue, TVec, Tensor, TractResult, TypedModel, TypedRunnableModel, tvec,
+};
 use tract_onnx::prelude::{DatumType, InferenceFact, InferenceModelExt, IntoRunnable};
 
 /// The values fed to a model in one run, one array an input.
@@ -76,8 +80,10 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
     for (input, (name, ..)) in fixed.iter().zip(&inputs) {
         let elements = input.dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
         if elements.is_none_or(|n| n > LARGEST_INPUT) {
-            let reason =
-                format!("input '{name}' of shape {:?} is too large to run: give a smaller --input-shape", input.dims);
+            let reason = format!(
+                "input '{name}' of shape {:?} is too large to run: give a smaller --input-shape if the model leaves it open, or compress it with --no-verify",
+                input.dims
+            );
             return Err(Error::Options(reason));
         }
     }
@@ -102,8 +108,7 @@ impl Runner {
         if let Some(reason) = model.unreasonable() {
             return Err(unavailable(reason));
         }
-        let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
-        let copy = model.legalised(&inputs.iter().map(shape).collect::<Vec<_>>());
+        let copy = model.legalised();
         let bytes = copy.as_ref().map_or(model, |(copy, _)| copy).to_bytes();
         let load = || -> TractResult<(Arc<TypedRunnableModel>, Vec<DatumType>)> {
             let mut graph = tract_onnx::onnx().with_ignore_value_info(true).model_for_read(&mut &bytes[..])?;
@@ -112,6 +117,8 @@ impl Runner {
                 graph.set_input_fact(index, InferenceFact::dt_shape(input.datum_type, &input.dims))?;
                 types.push(input.datum_type);
             }
+            let mut graph = graph.into_typed()?;
+            say_pads(&mut graph)?;
             Ok((graph.into_optimized()?.into_runnable()?, types))
         };
         let (plan, types) = guarded(load).map_err(unavailable)?;
@@ -150,6 +157,29 @@ impl Runner {
     pub(crate) fn run_all(&self, feeds: &[Feed]) -> Result<Vec<Vec<ArrayD<f32>>>> {
         feeds.par_iter().with_max_len(1).map(|feed| self.run(feed)).collect()
     }
+}
+
+/// Gives convolutions the pads that `auto_pad` stands for: where tract 0.23 moves a stride that stands behind such a one to before it,
+/// it would take those of the smaller input.
+fn say_pads(graph: &mut TypedModel) -> TractResult<()> {
+    for at in 0..graph.nodes.len() {
+        let Some(conv) = graph.nodes[at].op_as::<Conv>() else { continue };
+        if !matches!(conv.pool_spec.padding, PaddingSpec::SameUpper | PaddingSpec::SameLower) {
+            continue;
+        }
+        let read = graph.outlet_fact(graph.nodes[at].inputs[0])?.shape.to_tvec();
+        let sizes = conv.pool_spec.data_format.shape(read)?.hw_dims().to_vec();
+        let pads = conv.pool_spec.computed_padding(&sizes);
+        let known = |pads: &mut dyn Iterator<Item = &TDim>| {
+            pads.map(|pad| Ok(pad.to_usize()?)).collect::<TractResult<TVec<_>>>()
+        };
+        let before = known(&mut pads.iter().map(|axis| &axis.pad_before))?;
+        let after = known(&mut pads.iter().map(|axis| &axis.pad_after))?;
+        if let Some(conv) = graph.nodes[at].op_as_mut::<Conv>() {
+            conv.pool_spec.padding = PaddingSpec::Explicit(before, after);
+        }
+    }
+    Ok(())
 }
 
 /// tract's word for an ONNX element type.

@@ -94,7 +94,7 @@ fn whole(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOption
     let decided = outputs(&reference(model, plan, compiled)?, "the reference")?;
     let written = outputs(&compiled.model, "the compressed model")?;
     let between = tally(&original, &written);
-    if between.is_blind() {
+    if between.is_silent() {
         return Err(blind());
     }
     Ok(found(feeds.len(), tally(&decided, &written).largest_difference(), between.approximation(), None))
@@ -117,7 +117,7 @@ pub(crate) fn proved(
     let (original, written) = (outputs(original, "the model")?, outputs(tuned, "the tuned model")?);
     let decided: Vec<Vec<ArrayD<f32>>> = feeds.iter().map(computed).collect();
     let between = tally(&original, &written);
-    if between.is_blind() {
+    if between.is_silent() {
         return Err(blind());
     }
     found(feeds.len(), tally(&decided, &written).largest_difference(), between.approximation(), None).judged()
@@ -125,8 +125,8 @@ pub(crate) fn proved(
 
 /// What a model is not verified by.
 fn blind() -> Error {
-    let reason = "of what it gives on seeded inputs no value is a finite number";
-    Error::Unavailable { what: "the model to an end".into(), reason: reason.into() }
+    let reason = "on seeded inputs it gives nothing but zeros and what is no finite number";
+    Error::Unavailable { what: "the model so that it shows anything".into(), reason: reason.into() }
 }
 
 /// How far apart outputs on the same inputs are.
@@ -182,7 +182,7 @@ fn parts(
             }
         }
     }
-    if checked == 0 || approximation.is_blind() {
+    if checked == 0 || approximation.is_silent() {
         return Err(Error::Unavailable { what, reason });
     }
     let approximation = Approximation { agreement: None, ..approximation.approximation() };

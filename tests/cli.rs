@@ -400,6 +400,12 @@ fn verify_refuses_what_tells_nothing() {
     assert!(message.contains("no value is a finite number"), "{message}");
     let message = scene.fails("in.onnx out.onnx --ratio 2 --images huge.npy -q", 2);
     assert!(message.contains("of image 0") && message.contains("NaN"), "{message}");
+    // Two of three images are of no class, and so not of an equal one.
+    let mixed =
+        (0..3 * 28 * 28).flat_map(|at| if at < 28 * 28 { 1f32 } else { 3e38 }.to_le_bytes()).collect::<Vec<u8>>();
+    std::fs::write(scene.path("mixed.npy"), npy("<f4", &[3, 1, 28, 28], &mixed)).unwrap();
+    let message = scene.fails("verify in.onnx in.onnx --images mixed.npy --min-agreement 0.5 -q", 8);
+    assert!(message.contains("0.3333"), "{message}");
     std::fs::write(scene.path("labels.npy"), npy("|u1", &[3], &[1, 10, 2])).unwrap();
     for command in ["verify in.onnx in.onnx", "in.onnx out.onnx --ratio 2"] {
         let message = scene.fails(&format!("{command} --images images.npy --labels labels.npy -q"), 2);
@@ -420,9 +426,46 @@ fn pads_that_follow_from_the_size_are_the_same_said_aloud() {
     let scene = Scene::new(&model(ConvSpec { auto_pad: Some("SAME_UPPER"), ..ConvSpec::new(8, 3) }));
     std::fs::write(scene.path("said.onnx"), model(ConvSpec { pads: [1; 4], ..ConvSpec::new(8, 3) })).unwrap();
     scene.succeeds("verify in.onnx said.onnx --max-difference 1e-6");
+    // With a stride of its own they follow from the size: 12 rows become 6 and need 1 more, 9 columns become 5 and need 2.
+    let strided = |auto_pad, pads| model(ConvSpec { auto_pad, pads, ..ConvSpec::new(8, 3).stride(2) });
+    for (mode, pads) in [("SAME_UPPER", [0, 1, 1, 1]), ("SAME_LOWER", [1, 1, 0, 1])] {
+        std::fs::write(scene.path("open.onnx"), strided(Some(mode), [0; 4])).unwrap();
+        std::fs::write(scene.path("closed.onnx"), strided(None, pads)).unwrap();
+        scene.succeeds("verify open.onnx closed.onnx --max-difference 1e-6");
+    }
     scene.succeeds("in.onnx out.onnx --ratio 1.2 -q");
     scene.succeeds("said.onnx other.onnx --ratio 1.2 -q");
     scene.succeeds("verify out.onnx other.onnx --max-difference 1e-6");
+}
+
+#[test]
+fn shapes_are_held_against_both_models_and_every_input() {
+    let model = |dims: &[i64]| {
+        let mut b = ModelBuilder::new(dims, 3);
+        let x = b.conv("image", &ConvSpec::new(12, 3));
+        b.build(&[&x])
+    };
+    let scene = Scene::new(&model(&[1, 3, 0, 0]));
+    std::fs::write(scene.path("fixed.onnx"), model(&[1, 3, 64, 64])).unwrap();
+    for order in ["in.onnx fixed.onnx", "fixed.onnx in.onnx"] {
+        let message = scene.fails(&format!("verify {order} --input-shape 1,3,32,32 -q"), 2);
+        assert!(message.contains("the model says [1, 3, 64, 64]"), "{message}");
+    }
+    let mut two = ModelBuilder::new(&[1, 3, 24, 24], 3);
+    two.graph.input.push(value("other", &[1, 12, 24, 24]));
+    let x = two.conv("image", &ConvSpec::new(12, 3));
+    let y = two.node("Add", &[&x, "other"], "y", vec![]);
+    std::fs::write(scene.path("two.onnx"), two.build(&[&y])).unwrap();
+    let message = scene.fails("verify two.onnx two.onnx --input-shape 1,3,24,24 -q", 2);
+    assert!(message.contains("names no input") && message.contains("image, other"), "{message}");
+}
+
+#[test]
+fn check_writes_nothing_and_needs_no_place_to_write() {
+    let scene = Scene::new(&small_resnet(2));
+    assert!(scene.fails("in.onnx nowhere/out.onnx --ratio 1.5 --check -q", 12).contains("not there"));
+    let message = scene.fails("in.onnx ./in.onnx --ratio 1.5 --check -q", 2);
+    assert!(message.contains("is the input"), "{message}");
 }
 
 #[test]

@@ -135,9 +135,6 @@ fn recalled(entries: Vec<Entry>, convs: &[Conv]) -> Option<Observations> {
             return None;
         }
         let moments: Vec<Moment> = moments.into_iter().map(Moment::from_stored).collect::<Option<_>>()?;
-        if !moments.iter().all(Moment::is_finite) {
-            return None;
-        }
         sights.push(Sight::new(moments, gradient.flatten()).ok().filter(|_| fits)?);
         targets.push(table(target, conv.shape[0])?);
         addends.push(addend);

@@ -46,8 +46,11 @@ impl HeldOut {
     pub(crate) fn kept(&self, model: &Model) -> Result<f64> {
         let outputs = Runner::load(model, &self.inputs, "the compressed model")?.run_all(&self.feeds)?;
         if self.outputs.iter().all(|o| o.len() == 1 && is_scores(&o[0])) {
-            let same =
-                self.outputs.iter().zip(&outputs).filter(|(a, b)| best_classes(&a[0]) == best_classes(&b[0])).count();
+            let equal = |a: &ArrayD<f32>, b| {
+                let (a, b) = (best_classes(a), best_classes(b));
+                a == b && a.iter().all(Option::is_some)
+            };
+            let same = self.outputs.iter().zip(&outputs).filter(|(a, b)| equal(&a[0], &b[0])).count();
             return Ok(same as f64 / self.outputs.len().max(1) as f64);
         }
         let (mut energy, mut error) = (0.0f64, 0.0f64);

@@ -189,7 +189,7 @@ impl Calibration {
                 let step = self.step(conv);
                 for (image, &number) in seen.iter().zip(images).filter(|(_, number)| number.is_multiple_of(step)) {
                     let pixels = self.pixels(conv, view::pixels(conv, &image[place.1]), number);
-                    let (geometry, read) = (view::geometry(conv)?, view::read(conv, &image[place.0])?);
+                    let (geometry, read) = (view::geometry(conv, &image[place.0]), view::read(conv, &image[place.0])?);
                     for (part, rows) in rows.iter_mut().enumerate() {
                         rows.push(geometry.rows(view::part(conv, &read, part), &pixels));
                     }
@@ -211,20 +211,22 @@ impl Calibration {
             portions.done("portions of images");
             Ok(())
         })?;
+        for (kept, conv) in seen_by.iter_mut().zip(convs) {
+            kept.moments.iter_mut().for_each(Moment::narrow);
+            if !kept.moments.iter().all(Moment::is_finite) || !kept.targets.iter().all(|x| x.is_finite()) {
+                return Err(self.samples.misfit(format!(
+                    "what '{}' reads or gives on these inputs is no number, or its squares exceed float32: repair the model, or give other \
+                     inputs or another --preprocess",
+                    conv.name
+                )));
+            }
+        }
         progress.say("observing: gradients of the outputs");
         let mut sights = Vec::new();
         let mut targets = Vec::new();
         let gradients = self.gradients(model, convs)?;
         for (((mut kept, conv), addend), gradient) in seen_by.into_iter().zip(convs).zip(&mut addends).zip(gradients) {
             addend.take_if(|_| !kept.alike);
-            kept.moments.iter_mut().for_each(Moment::narrow);
-            if !kept.moments.iter().all(Moment::is_finite) || !kept.targets.iter().all(|x| x.is_finite()) {
-                return Err(Error::Options(format!(
-                    "what '{}' reads or gives on these inputs is no number, or its squares exceed float32: repair the model, give other \
-                     inputs or another --preprocess, or let the plain weights decide (--calib none)",
-                    conv.name
-                )));
-            }
             let shape = (kept.targets.len() / conv.shape[0], conv.shape[0]);
             kept.targets.shrink_to_fit();
             targets.push(Array2::from_shape_vec(shape, kept.targets).unwrap_or_default());

@@ -244,7 +244,7 @@ impl Repair<'_> {
         calibration.run(&self.small, &values, step, &self.known, &mut |images, portion| {
             let pixels = portion.iter().zip(images).map(|(image, &number)| {
                 let input = view::read(conv, &image[0])?;
-                let [out_h, out_w] = view::geometry(conv)?.output([input.dim().1, input.dim().2]);
+                let [out_h, out_w] = view::geometry(conv, &image[0]).output([input.dim().1, input.dim().2]);
                 Ok(calibration.pixels(conv, out_h * out_w, number))
             });
             let pixels = pixels.collect::<Result<Vec<Vec<usize>>>>()?;
@@ -258,7 +258,7 @@ impl Repair<'_> {
             }
             let each = portion.par_iter().zip(&pixels).zip(places).with_max_len(1).map(|((image, pixels), place)| {
                 let read = view::read(conv, &image[0])?;
-                view::geometry(conv)?.write_rows(view::part(conv, &read, part), pixels, place);
+                view::geometry(conv, &image[0]).write_rows(view::part(conv, &read, part), pixels, place);
                 let added =
                     |value| Ok(at_pixels(view::written(conv, value)?.slice(s![outputs.clone(), .., ..]), pixels));
                 values.get(1).map(|_| added(&image[1])).transpose()

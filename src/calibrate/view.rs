@@ -8,20 +8,14 @@ use ndarray::{Array3, Array4, ArrayD, ArrayView3, ArrayView4, ArrayViewD, Axis, 
 /// An image.
 pub(super) type Image<'v> = CowArray<'v, f32, Ix3>;
 
-/// How the kernel slides over [`read`]'s image.
-///
-/// # Errors
-/// [`Error::Options`] if the padding depends on a size that is not known.
-pub(super) fn geometry(conv: &Conv) -> Result<Geometry> {
-    let open =
-        || Error::Options(format!("the padding of '{}' depends on the input's size: give --input-shape", conv.name));
+/// How the kernel slides over [`read`]'s image of a value.
+pub(super) fn geometry(conv: &Conv, value: &ArrayD<f32>) -> Geometry {
     let [_, _, kh, kw] = conv.shape;
     let plain = Geometry { kernel: [kh, kw], strides: [1; 2], dilations: [1; 2], pads: [0; 4] };
-    let Some(window) = conv.kind.window() else { return Ok(plain) };
-    let pads = conv.pads.as_ref().ok_or_else(open)?;
-    let Cube { strides, dilations, before, after, .. } = Cube::of(window, pads);
+    let Some(window) = conv.kind.window() else { return plain };
+    let Cube { strides, dilations, before, after, .. } = Cube::of(window, value);
     let [_, y, x] = dilations;
-    Ok(match (conv.kind.is_transposed(), window.kernel.len()) {
+    match (conv.kind.is_transposed(), window.kernel.len()) {
         // The planes' kernels stand side by side, the first axis is left.
         (true, 3) => Geometry { strides: [1, kw], dilations: [dilations[0], 1], ..plain },
         (true, _) => Geometry { dilations: [y, x], ..plain },
@@ -37,7 +31,7 @@ pub(super) fn geometry(conv: &Conv) -> Result<Geometry> {
             pads: [before[1], before[2], after[1], after[2]],
             ..plain
         },
-    })
+    }
 }
 
 /// What a convolution reads.
@@ -50,7 +44,7 @@ pub(super) fn read<'v>(conv: &Conv, value: &'v ArrayD<f32>) -> Result<Image<'v>>
     if window.kernel.len() < 3 && !conv.kind.is_transposed() {
         return Ok(volume.index_axis_move(Axis(1), 0).into());
     }
-    let mut cube = Cube::of(window, conv.pads.as_deref().unwrap_or(&[]));
+    let mut cube = Cube::of(window, value);
     let spread = if conv.kind.is_transposed() { Some(cube.spread(volume)) } else { None };
     if spread.is_some() {
         (cube.strides, cube.before, cube.after) = ([1; 3], [0; 3], [0; 3]);
@@ -125,8 +119,11 @@ struct Cube {
 }
 
 impl Cube {
-    fn of(window: &Window, pads: &[usize]) -> Self {
+    /// The window with the pads that it has over a value.
+    fn of(window: &Window, value: &ArrayD<f32>) -> Self {
         let axes = window.kernel.len();
+        let sizes: Vec<Option<usize>> = value.shape().iter().skip(2).map(|&size| Some(size)).collect();
+        let pads = window.pads(&sizes).unwrap_or_default();
         let last = |values: &[usize], otherwise: usize| {
             let mut cube = [otherwise; 3];
             cube.iter_mut().rev().zip(values.iter().rev()).for_each(|(to, from)| *to = *from);
@@ -214,12 +211,19 @@ mod tests {
     }
 
     fn check(operator: &str, dims: &[usize], weight: &[usize], attributes: &[(&str, &[i64])]) {
-        let attribute = |(name, values): &(&str, &[i64])| AttributeProto {
-            name: Some((*name).into()),
-            r#type: Some(if *name == "group" { AttributeType::Int } else { AttributeType::Ints } as i32),
-            i: (*name == "group").then(|| values[0]),
-            ints: if *name == "group" { Vec::new() } else { values.to_vec() },
-            ..AttributeProto::default()
+        let attribute = |(name, values): &(&str, &[i64])| {
+            let plain = AttributeProto { name: Some((*name).into()), ..AttributeProto::default() };
+            let of_type = |kind: AttributeType| Some(kind as i32);
+            match *name {
+                "group" => AttributeProto { r#type: of_type(AttributeType::Int), i: Some(values[0]), ..plain },
+                padding if padding.starts_with("SAME") => AttributeProto {
+                    name: Some("auto_pad".into()),
+                    r#type: of_type(AttributeType::String),
+                    s: Some(padding.into()),
+                    ..plain
+                },
+                _ => AttributeProto { r#type: of_type(AttributeType::Ints), ints: values.to_vec(), ..plain },
+            }
         };
         let wave = |at: usize| ((at * 37 + 11) % 23) as f32 / 11.0 - 1.0;
         let node = NodeProto {
@@ -247,7 +251,7 @@ mod tests {
         let x = ArrayD::from_shape_vec(IxDyn(dims), (0..count).map(|at| wave(at * at + 3)).collect()).unwrap();
         let y = Runner::load(&model, &inputs(&model, &[]).unwrap(), "it").unwrap().run(&[&x]).unwrap().remove(0);
         let image = read(conv, &x).unwrap();
-        let geometry = geometry(conv).unwrap();
+        let geometry = geometry(conv, &x);
         let [height, width] = geometry.output([image.dim().1, image.dim().2]);
         assert_eq!(height * width, pixels(conv, &y), "{operator} {weight:?}");
         let wanted = written(conv, &y).unwrap();
@@ -268,6 +272,8 @@ mod tests {
     #[test]
     fn rows_times_the_kernel_are_what_the_operator_gives() {
         check("Conv", &[1, 2, 6, 5], &[3, 2, 3, 2], &[("strides", &[2, 1]), ("pads", &[1, 0, 2, 1])]);
+        check("Conv", &[1, 2, 8, 7], &[3, 2, 3, 2], &[("strides", &[2, 3]), ("SAME_LOWER", &[])]);
+        check("Conv", &[1, 2, 9], &[3, 2, 4], &[("strides", &[2]), ("SAME_UPPER", &[])]);
         check("Conv", &[1, 2, 11], &[3, 2, 3], &[("strides", &[2]), ("dilations", &[2]), ("pads", &[3, 1])]);
         let cube: &[(&str, &[i64])] =
             &[("strides", &[2, 1, 2]), ("dilations", &[1, 2, 1]), ("pads", &[1, 0, 1, 0, 2, 1])];

@@ -54,12 +54,18 @@ pub(super) struct Compress {
 
     /// The paper's ranks instead: ⌊RATE·out⌋ for kernels larger than 1×1, ⌊RATE·min(in, out)⌋ for 1×1, and for joint
     /// schemes the rank of equal parameters
-    #[arg(long, value_name = "RATE", conflicts_with = "ratio", help_heading = "What to do")]
+    #[arg(
+        long,
+        value_name = "RATE",
+        conflicts_with = "ratio",
+        allow_negative_numbers = true,
+        help_heading = "What to do"
+    )]
     rank_rate: Option<f64>,
 
     /// The largest ratio instead at which what the original does is kept but for P percent, on held-out calibration samples: equal
     /// top-1 classes or, of other outputs, the energy that is not error
-    #[arg(long, value_name = "P", value_parser = percent, conflicts_with_all = ["ratio", "rank_rate"], help_heading = "What to do")]
+    #[arg(long, value_name = "P", value_parser = percent, conflicts_with_all = ["ratio", "rank_rate"], allow_negative_numbers = true, help_heading = "What to do")]
     max_drop: Option<f64>,
 
     /// What the members of a group share; auto decides for each convolution by the error to expect

@@ -68,7 +68,7 @@ fn refuse() {
     let _ = writeln!(
         std::io::stderr(),
         "onnx-jmd: this takes more than {} of memory, nothing was written: give a larger --max-memory if this model is to be trusted; to \
-         compress takes less with fewer --calib-samples, a smaller --input-shape or --no-verify",
+         compress takes less with fewer --calib-samples, a smaller --input-shape (of what the model leaves open) or --no-verify",
         size(limit)
     );
     #[allow(clippy::exit, reason = "an allocation has no other way to refuse in a sentence")]

@@ -38,7 +38,7 @@ pub(super) struct Matching {
 /// Shapes that a model leaves open.
 #[derive(Debug, Args)]
 pub(super) struct Shapes {
-    /// Shape of an input that the model leaves open, as image:1,3,224,224; may be repeated
+    /// Shape of an input that the model leaves open, or with another batch than it fixes, as image:1,3,224,224; may be repeated
     #[arg(long, value_name = "NAME:DIMS", help_heading = "Inputs")]
     pub(super) input_shape: Vec<InputShape>,
 }

@@ -26,7 +26,7 @@ pub(super) fn bound(given: Option<Duration>) {
             let _ = writeln!(
                 std::io::stderr(),
                 "onnx-jmd: this takes longer than {} s, nothing was written: give a larger --max-time if this model is to be trusted; to \
-                 compress takes less with fewer --calib-samples, a smaller --input-shape or --no-verify",
+                 compress takes less with fewer --calib-samples, a smaller --input-shape (of what the model leaves open) or --no-verify",
                 limit.as_secs_f64()
             );
             #[allow(clippy::exit, reason = "what runs has no other way to end")]

@@ -238,9 +238,7 @@ impl Images {
             let drawable = picture.filter(|p| p.height.min(p.width) >= LEAST_SIDE && element_type != "BOOL");
             match &*self.source {
                 Source::Drawn { .. } if drawable.is_none() => {
-                    let advice = one_at_a_time(name, dims).unwrap_or_else(|| {
-                        "give samples with --calib FILE, or --calib none to decompose the plain weights".into()
-                    });
+                    let advice = one_at_a_time(name, dims).unwrap_or_else(|| "give samples with --calib FILE".into());
                     return Err(self.misfit(format!("input '{name}' of shape {dims:?} is not an image: {advice}")));
                 }
                 Source::Files { .. } if picture.is_none() => {

@@ -2,7 +2,7 @@
 
 use super::slot::Slot;
 use super::{Images, Layout, Source, drawn, folder};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::onnx::Elements;
 use ndarray::{ArrayD, Axis};
 use rayon::prelude::*;
@@ -46,6 +46,11 @@ impl Samples {
     /// The line that says which preprocessing was assumed, if none was asked for.
     pub(crate) fn assumed(&self) -> Option<&str> {
         self.assumed.as_deref()
+    }
+
+    /// What is wrong with all of them for a model.
+    pub(crate) fn misfit(&self, reason: String) -> Error {
+        self.images.misfit(reason)
     }
 
     /// Takes some of what is fed to the model into a hash, sample after sample.

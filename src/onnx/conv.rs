@@ -191,7 +191,10 @@ impl fmt::Display for SkipReason {
             Self::KernelStack { dims } => {
                 write!(f, "its constant is a stack of matrices, {dims:?}; only a single matrix is decomposed")
             }
-            Self::InFunction { function } => write!(f, "it stands in the local function '{function}': inline it first"),
+            Self::InFunction { function } => write!(
+                f,
+                "it stands in the local function '{function}', which cannot stand in the place of its calls: it is of another operator set, calls itself, or is too large"
+            ),
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
             Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),
             Self::Inconsistent { what } => write!(f, "{what}"),
@@ -387,15 +390,16 @@ impl Conv {
     /// # Errors
     /// [`Error::NotFinite`] if one is NaN or infinite.
     pub(crate) fn check_finite(&self) -> Result<()> {
-        let broken = |tensor: &str| Err(Error::NotFinite { node: self.name.clone(), tensor: tensor.to_owned() });
         if !tensor::is_finite(&self.kernel) {
-            return broken(&self.kernel_name);
+            return Err(Error::NotFinite { node: self.name.clone(), tensor: self.kernel_name.clone() });
         }
-        let bias = self.bias.as_ref().zip(self.bias_values.as_ref());
-        match bias.filter(|(_, values)| !values.iter().all(|x| x.is_finite())) {
-            Some((name, _)) => broken(name),
-            None => Ok(()),
-        }
+        self.all().try_for_each(|conv| {
+            let bias = conv.bias.as_ref().zip(conv.bias_values.as_ref());
+            match bias.filter(|(_, values)| !values.iter().all(|x| x.is_finite())) {
+                Some((name, _)) => Err(Error::NotFinite { node: conv.name.clone(), tensor: name.clone() }),
+                None => Ok(()),
+            }
+        })
     }
 
     /// The bias with the batch norm folded in, `scale·b + shift`; none where the node's own bias stays.

@@ -4,7 +4,7 @@
 //! Fields stand in the order of their numbers, as [`prost`] writes them. Those that may be large (`ModelProto.graph`, `GraphProto.node`,
 //! `GraphProto.initializer` and `TensorProto.raw_data`) are written between what stands before and what stands after them.
 
-use super::proto::{GraphProto, ModelProto, TensorProto};
+use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 use prost::Message;
 use std::io::{BufWriter, Result, Write};
 
@@ -19,6 +19,11 @@ pub(super) fn write(model: &ModelProto, out: &mut dyn Write) -> Result<()> {
     let mut out = BufWriter::new(out);
     pieces(model, &mut out)?;
     out.flush()
+}
+
+/// Bytes that a node takes.
+pub(super) fn length(node: &NodeProto) -> usize {
+    node.encoded_len()
 }
 
 /// The bytes of a model's file.

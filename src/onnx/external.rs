@@ -87,24 +87,24 @@ impl Spread {
     }
 }
 
-/// How a model's data is dealt out as it is written in a graph, before [`read`]; files are found from the model's folder.
-pub(super) fn spread(graph: &GraphProto, folder: Option<&Path>) -> Spread {
+/// How a model's data is dealt out as it is written in a graph, before [`read`], which knows the files.
+pub(super) fn spread(graph: &GraphProto) -> Spread {
     let (outside, inside): (Vec<&TensorProto>, Vec<_>) = tensors(graph).into_iter().partition(|t| is_external(t));
     // What is longer than memory is refused by whoever reads it.
     let length =
         |tensor: &TensorProto| Place::of(tensor).map_or(0, |p| usize::try_from(p.length).unwrap_or(usize::MAX));
     Spread {
-        files: folder.map(|folder| files(graph, folder)).unwrap_or_default(),
+        files: BTreeSet::new(),
         outside: outside.into_iter().map(length).min(),
         inside: inside.iter().filter_map(|t| t.raw_data.as_ref()).map(Bytes::len).max().unwrap_or(0),
     }
 }
 
-/// Gives every tensor of a graph its data, files found from the model's folder. Whether there was any to give.
+/// Gives every tensor of a graph its data, files found from the model's folder; gives these files.
 ///
 /// # Errors
 /// [`Error::ExternalData`] naming the tensor, the file and what is wrong with it.
-pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<bool> {
+pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<BTreeSet<PathBuf>> {
     // By file and not by location, as one file may be spelt in many ways.
     let mut needed: BTreeMap<PathBuf, u64> = BTreeMap::new();
     for tensor in tensors(graph).into_iter().filter(|t| is_external(t)) {
@@ -114,7 +114,7 @@ pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<bool> {
         *most = end.max(*most);
     }
     if needed.is_empty() {
-        return Ok(false);
+        return Ok(BTreeSet::new());
     }
     let mut files: HashMap<PathBuf, Bytes> = HashMap::new();
     let mut failure = None;
@@ -123,7 +123,7 @@ pub(super) fn read(graph: &mut GraphProto, folder: &Path) -> Result<bool> {
             failure = attach(tensor, folder, &needed, &mut files).err().map(|reason| refused(tensor, reason));
         }
     });
-    failure.map_or(Ok(true), Err)
+    failure.map_or_else(|| Ok(needed.into_keys().collect()), Err)
 }
 
 /// The files that the tensors of a graph stand in, as far as they are there and within the model's folder.

@@ -2,7 +2,7 @@
 //! begin.
 
 /// How a kind of file begins: the place, the bytes there, and what to say of it.
-const KINDS: [(usize, &[u8], &str); 10] = [
+const KINDS: [(usize, &[u8], &str); 9] = [
     (0, b"\x1f\x8b", "it is packed by gzip: unpack it first"),
     (
         0,
@@ -18,7 +18,6 @@ const KINDS: [(usize, &[u8], &str); 10] = [
     (0, b"\x93NUMPY", "it is a NumPy array: the model comes first, then the output, arrays by --images or --calib"),
     (0, b"\x89HDF", "it is an HDF5 file, as Keras's .h5 are: export the model to ONNX"),
     (0, b"version https://git-lfs", "it is a pointer of Git LFS to a file that was not fetched: run git lfs pull"),
-    (0, b"\x80\x02", "it is a Python pickle, as PyTorch's old .pt are: export the model to ONNX"),
     (4, b"TFL3", "it is a TensorFlow Lite model: convert it to ONNX"),
     (4, b"ORTM", "it is in ONNX Runtime's own format: give the .onnx file that it was made from"),
 ];
@@ -32,11 +31,14 @@ pub(super) fn told(bytes: &[u8], decoder: &str) -> String {
     if let Some((_, _, told)) = KINDS.iter().find(begins) {
         return (*told).to_owned();
     }
-    match bytes.trim_ascii_start().first() {
-        Some(b'<') => {
-            return "it is HTML or XML, as of a page that came instead of the model: download it again".into();
+    match bytes.trim_ascii_start() {
+        [b'<', b'!' | b'?' | b'h' | b'H', ..] => {
+            return "it is HTML or XML, as of a page that came instead of the model".into();
         }
-        Some(b'{') if std::str::from_utf8(bytes).is_ok() => return "it is JSON: export the model to ONNX".into(),
+        [b'{' | b'[', ..] if std::str::from_utf8(bytes).is_ok() => {
+            return "it is JSON: export the model to ONNX".into();
+        }
+        [0x80, 2..=5, ..] => return "it is a Python pickle, as PyTorch's old .pt are: export the model to ONNX".into(),
         _ => {}
     }
     let path: Vec<&str> = decoder.split(": ").collect();

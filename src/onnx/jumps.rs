@@ -38,9 +38,6 @@ const JUMPING: [&str; 31] = [
     "Unique",
     "Where",
 ];
-/// Functions within functions that are looked into.
-const DEPTH: usize = 8;
-
 /// Names and domains of functions.
 type Names<'m> = HashSet<(&'m str, &'m str)>;
 
@@ -93,15 +90,14 @@ impl Model {
 /// The functions that round, compare or choose, or call one that does.
 fn jumping(functions: &[FunctionProto]) -> Names<'_> {
     let mut found = Names::new();
-    for _ in 0..DEPTH {
+    loop {
         let more = functions.iter().filter(|f| f.node.iter().any(|node| jumps(node, &found)));
         let more: Names<'_> = more.map(|f| (f.name(), f.domain())).collect();
         if more.len() == found.len() {
-            break;
+            return found;
         }
         found = more;
     }
-    found
 }
 
 /// Whether a node, or one within it, rounds, compares or chooses, or calls a function of these.
@@ -124,6 +120,22 @@ fn jumps(node: &NodeProto, functions: &Names<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn functions_that_call_one_that_rounds_jump_in_any_order() {
+        let function = |at: usize| {
+            let op_type = if at == 12 { "Round".into() } else { format!("F{}", at + 1) };
+            let node = NodeProto { op_type: Some(op_type), ..NodeProto::default() };
+            FunctionProto { name: Some(format!("F{at}")), node: vec![node], ..FunctionProto::default() }
+        };
+        let harmless = FunctionProto { name: Some("G".into()), ..FunctionProto::default() };
+        let mut functions: Vec<FunctionProto> = (0..13).map(function).chain([harmless]).collect();
+        for _ in 0..2 {
+            let found = jumping(&functions);
+            assert!(found.len() == 13 && !found.contains(&("G", "")), "{found:?}");
+            functions.reverse();
+        }
+    }
     use crate::onnx::proto::{AttributeProto, GraphProto, ModelProto, ValueInfoProto, attribute_proto::AttributeType};
 
     fn node(op: &str, reads: &[&str], writes: &str) -> NodeProto {

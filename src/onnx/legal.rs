@@ -7,13 +7,11 @@
 //! | `Crop` | `Slice` along the last two axes |
 //! | `Upsample` | `Resize` with its asymmetric coordinates, nearest rounded down |
 //!
-//! Nodes of one name get others, and inputs that are left out at the end are not named. A convolution says the pads that its `auto_pad`
-//! stands for, as far as sizes are known: tract 0.23 takes them wrongly where it moves a stride behind such a one to before it.
+//! Nodes of one name get others, and inputs that are left out at the end are not named.
 
-use super::graph::{Graph, Namer, is_standard, label};
-use super::model::{InputShape, is_own};
+use super::graph::{Namer, is_standard, label};
+use super::model::is_own;
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
-use super::shapes::Resolutions;
 use super::window::LARGEST;
 use super::{Model, attributes, float_initializer};
 use bytes::Bytes;
@@ -27,18 +25,19 @@ const RESIZE_REGION: i64 = 11;
 const OLDEST: i64 = 7;
 
 impl Model {
-    /// The copy for inputs of these shapes, and which operators are others in it; none if there is nothing to rewrite.
-    pub(crate) fn legalised(&self, shapes: &[InputShape]) -> Option<(Self, BTreeSet<&'static str>)> {
+    /// The copy, and which operators are others in it; none if there is nothing to rewrite.
+    pub(crate) fn legalised(&self) -> Option<(Self, BTreeSet<&'static str>)> {
         let graph = self.proto().graph.as_ref()?;
         let named = |n: &&NodeProto| !n.name().is_empty();
         let names: HashSet<&str> = graph.node.iter().filter(named).map(|n| n.name()).collect();
         let repeated = names.len() < graph.node.iter().filter(named).count();
         let old = |n: &NodeProto| is_standard(n) && OPERATORS.contains(&n.op_type());
         let trails = |n: &NodeProto| n.input.last().is_some_and(String::is_empty);
-        if !repeated && !graph.node.iter().any(|n| old(n) || trails(n) || leaves_pads_open(n)) {
+        // The bytes of a model whose functions were inlined have them still.
+        let unchanged = !repeated && self.inlined().is_empty();
+        if unchanged && !graph.node.iter().any(|n| old(n) || trails(n)) {
             return None;
         }
-        let pads = self.pads(shapes);
         let mut proto = self.proto().clone();
         // The version of `Resize` for a model that upsamples, if it is near enough.
         let upsamples = graph.node.iter().any(|n| is_standard(n) && n.op_type() == "Upsample");
@@ -51,13 +50,9 @@ impl Model {
         let graph = proto.graph.as_mut()?;
         let mut rewritten = BTreeSet::new();
         let mut nodes = Vec::with_capacity(graph.node.len() + 8);
-        for (mut node, pads) in graph.node.drain(..).zip(pads) {
+        for mut node in graph.node.drain(..) {
             while trails(&node) {
                 node.input.pop();
-            }
-            if let Some(pads) = pads {
-                node.attribute.retain(|a| !["auto_pad", "pads"].contains(&a.name()));
-                node.attribute.push(integers("pads", &pads));
             }
             if let Some(output) = node.output.first().filter(|_| repeated).cloned() {
                 node.name = Some(output);
@@ -86,24 +81,6 @@ impl Model {
             Some(format!("{name} of node '{}' say {value}", label(node)))
         })
     }
-
-    /// Of each node the pads that it leaves open, as far as they follow from inputs of these shapes.
-    fn pads(&self, shapes: &[InputShape]) -> Vec<Option<Vec<i64>>> {
-        let nodes = self.proto().graph.as_ref().map_or(&[][..], |graph| &graph.node);
-        let graph = Graph::new(self).ok().filter(|_| nodes.iter().any(leaves_pads_open));
-        let known = graph.as_ref().map(|graph| (graph, Resolutions::new(graph, shapes)));
-        let each = nodes.iter().map(|node| {
-            let (graph, resolutions) = known.as_ref().filter(|_| leaves_pads_open(node))?;
-            Some(resolutions.pads(graph, node)?.iter().map(|&pad| pad as i64).collect())
-        });
-        each.collect()
-    }
-}
-
-/// Whether it is a convolution whose pads follow from the size of what it reads.
-fn leaves_pads_open(node: &NodeProto) -> bool {
-    let padding = || attributes::string(node, "auto_pad");
-    is_standard(node) && node.op_type() == "Conv" && padding().is_some_and(|p| p.starts_with("SAME_"))
 }
 
 /// Attributes of a window.

@@ -11,6 +11,7 @@ mod external;
 mod folding;
 mod foreign;
 mod graph;
+mod inline;
 #[cfg(feature = "verify")]
 mod jumps;
 mod kind;

@@ -8,7 +8,7 @@ use super::proto::{
 };
 use super::window::LARGEST;
 use super::write::{write_whole, write_with};
-use super::{Graph, encode, external, foreign, is_standard, tensor};
+use super::{Graph, encode, external, foreign, inline, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{Precision, initializer, read_floats};
 use crate::error::{Error, Result};
@@ -18,9 +18,9 @@ use ndarray::ArrayD;
 use prost::Message;
 #[cfg(feature = "verify")]
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
 #[cfg(feature = "tune")]
 use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,8 @@ pub struct Model {
     source: Option<Bytes>,
     /// Of a model that was read: which of its tensors stood in other files.
     spread: Option<external::Spread>,
+    /// Of a model that was read: the local functions whose bodies stand in the place of their calls. Its bytes still have them.
+    inlined: Vec<String>,
 }
 
 impl std::fmt::Debug for Model {
@@ -119,12 +121,16 @@ impl Model {
         let source = Bytes::from(bytes);
         let mut proto = ModelProto::decode(source.clone())
             .map_err(|e| Error::NotOnnx { reason: foreign::told(&source, &e.to_string()) })?;
-        let spread = proto.graph.as_ref().map(|graph| external::spread(graph, folder));
+        let mut spread = proto.graph.as_ref().map(external::spread);
         // What was read from several files has no bytes of its own.
-        let joined = match (&mut proto.graph, folder) {
+        let files = match (&mut proto.graph, folder) {
             (Some(graph), Some(folder)) => external::read(graph, folder)?,
-            _ => false,
+            _ => BTreeSet::new(),
         };
+        let joined = !files.is_empty();
+        if let Some(spread) = &mut spread {
+            spread.files = files;
+        }
         let graph = proto.graph.as_ref().ok_or_else(|| Error::NotOnnx { reason: "it holds no graph".into() })?;
         if proto.ir_version.is_none() {
             return Err(Error::NotOnnx { reason: "it names no IR version".into() });
@@ -133,9 +139,23 @@ impl Model {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
         tensors(graph).into_iter().try_for_each(tensor::check)?;
-        let model = Self { proto, source: (!joined).then_some(source), spread };
+        let model = Self { proto, source: (!joined).then_some(source), spread, inlined: Vec::new() };
         Graph::new(&model)?;
-        Ok(model)
+        Ok(model.without_functions().unwrap_or(model))
+    }
+
+    /// The same with the bodies of functions that hold layers in the place of their calls, if there are any and that can be.
+    fn without_functions(&self) -> Option<Self> {
+        let (proto, inlined) = inline::inlined(&self.proto)?;
+        let model = Self { proto, source: self.source.clone(), spread: self.spread.clone(), inlined };
+        Graph::new(&model).is_ok().then_some(model)
+    }
+
+    /// Names of the local functions whose bodies stand in the place of their calls, as they hold layers with a kernel; the bytes of a
+    /// model that was read still have them.
+    #[must_use]
+    pub fn inlined(&self) -> &[String] {
+        &self.inlined
     }
 
     /// The model as a file's bytes; the very bytes it was read from if it was not changed.
@@ -228,8 +248,10 @@ impl Model {
     #[must_use]
     pub fn round_trips(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
+            // The graph that is worked on may be another than that of the file.
+            let given = if self.inlined.is_empty() { None } else { ModelProto::decode(source.clone()).ok() };
             let mut rest = Same(source);
-            encode::write(&self.proto, &mut rest).is_ok() && rest.0.is_empty()
+            encode::write(given.as_ref().unwrap_or(&self.proto), &mut rest).is_ok() && rest.0.is_empty()
         })
     }
 
@@ -257,10 +279,17 @@ impl Model {
             let known = known.join(", ");
             return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")));
         }
+        if inputs.len() != 1 && shapes.iter().any(|shape| shape.name.is_none()) {
+            let names: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+            let names = names.join(", ");
+            return Err(Error::Options(format!(
+                "--input-shape names no input, and there are {}: {names}",
+                inputs.len()
+            )));
+        }
         for shape in shapes {
-            let of_name = |input: &&(String, String, Vec<Option<u64>>)| {
-                shape.name.as_ref().map_or(inputs.len() == 1, |name| *name == input.0)
-            };
+            let of_name =
+                |input: &&(String, String, Vec<Option<u64>>)| shape.name.as_ref().is_none_or(|name| *name == input.0);
             let Some((name, _, stated)) = inputs.iter().find(of_name) else { continue };
             // Without any dimension the rank may be open, too.
             let fits =
@@ -357,7 +386,7 @@ impl Model {
 
     /// A model made here from the parts of a checked one.
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
-        Self { proto, source: None, spread: None }
+        Self { proto, source: None, spread: None, inlined: Vec::new() }
     }
 }
 

@@ -28,11 +28,13 @@ pub(crate) struct Resolutions {
 }
 
 impl Resolutions {
-    /// Propagates shapes from the graph's inputs (or the user's `shapes` for them) and its `value_info`.
+    /// Propagates shapes from the graph's inputs and its `value_info`; from the user's `shapes` for inputs alone if there are any, as what
+    /// is stored is of others.
     pub(crate) fn new(graph: &Graph<'_>, shapes: &[InputShape]) -> Self {
         let mut known = Self::default();
         let proto = graph.proto();
-        for value in proto.value_info.iter().chain(&proto.input) {
+        let stored = if shapes.is_empty() { &proto.value_info[..] } else { &[] };
+        for value in stored.iter().chain(&proto.input) {
             let dims = dimensions(value).into_iter().map(|d| d.and_then(|n| usize::try_from(n).ok()));
             let dims: Shape = dims.collect();
             // A value without a shape may be of any rank.
@@ -80,12 +82,6 @@ impl Resolutions {
     /// The sizes of a value's spatial axes; empty if they are not known.
     pub(crate) fn spatial(&self, value: &str) -> &[Option<usize>] {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
-    }
-
-    /// The pads of a convolution, before each spatial axis, then after each, as far as sizes are known.
-    pub(super) fn pads(&self, graph: &Graph<'_>, node: &NodeProto) -> Option<Vec<usize>> {
-        let kernel = self.of(graph, node.input.get(1)?)?;
-        window(node, &kernel)?.pads(self.spatial(node.input.first()?))
     }
 
     pub(crate) fn level(&self, value: &str) -> Level {

@@ -154,7 +154,12 @@ impl Window {
         let stride = self.strides[axis];
         let Padding::Given(pads) = &self.padding else { return Some(input.div_ceil(stride)) };
         let room = (input + pads[axis] + pads[axis + self.kernel.len()]).checked_sub(self.reach(axis))?;
-        Some(if self.ceil { room.div_ceil(stride) } else { room / stride } + 1)
+        if !self.ceil {
+            return Some(room / stride + 1);
+        }
+        let last = room.div_ceil(stride);
+        // A window that would start behind the input and the pads before it is none (ONNX operator MaxPool).
+        Some(if last * stride >= input + pads[axis] { last } else { last + 1 })
     }
 
     /// Size of a transposed convolution's output along an axis.

@@ -138,7 +138,7 @@ struct Fit {
 impl Profile {
     pub(super) fn plain(unit: &Unit, convs: &[Conv]) -> Result<Self> {
         let kernels = Members { convs, members: &unit.members };
-        let analysis = factor::analyse(&unit.chains, &kernels, unit.max_rank).map_err(|e| unit.failed(e))?;
+        let analysis = factor::analyse(&unit.chains, &kernels, unit.max_rank).map_err(|e| kernels.failed(e))?;
         Ok(Self::of(analysis))
     }
 
@@ -156,9 +156,9 @@ impl Profile {
     pub(super) fn calibrated(unit: &Unit, convs: &[Conv], sights: &[Sight]) -> Result<Self> {
         let Some(sights) = all_see(&unit.members, sights) else { return Self::plain(unit, convs) };
         let kernels = Members { convs, members: &unit.members };
-        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
+        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| kernels.failed(e))?;
         let analysis = factor::analyse_calibrated(&unit.chains, &kernels, &judged.seen(), unit.max_rank);
-        Ok(Self::of(analysis.map_err(|e| unit.failed(e))?))
+        Ok(Self::of(analysis.map_err(|e| kernels.failed(e))?))
     }
 
     /// The ranks at which the members' errors are about those of a probe.
@@ -221,7 +221,7 @@ impl Profile {
             let fits = ranks.iter().map(|&rank| {
                 let dealt = unit.form.ranks(rank);
                 let factors = factor::factorize(&unit.chains, &kernels, &dealt, PROBE_SWEEPS, &self.analysis);
-                let factors = factors.map_err(|e| unit.failed(e))?;
+                let factors = factors.map_err(|e| kernels.failed(e))?;
                 Ok(Fit {
                     errors: self.by_member(unit, |part| self.analysis.member_error(part, &dealt)),
                     kernels: kernels.reconstruct(&factors).collect(),
@@ -229,12 +229,12 @@ impl Profile {
             });
             return fits.collect();
         };
-        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| unit.failed(e))?;
+        let judged = Judged::new(&unit.chains, &unit.members, sights).map_err(|e| kernels.failed(e))?;
         let fits = ranks.iter().map(|&rank| {
             let (dealt, seen) = (unit.form.ranks(rank), judged.seen());
             let solved =
                 factor::factorize_calibrated(&unit.chains, &kernels, &seen, &dealt, PROBE_SWEEPS, &self.analysis);
-            let (factors, errors) = solved.map_err(|e| unit.failed(e))?;
+            let (factors, errors) = solved.map_err(|e| kernels.failed(e))?;
             Ok(Fit {
                 errors: self.by_member(unit, |part| errors[part]),
                 kernels: kernels.reconstruct(&factors).collect(),

@@ -245,10 +245,6 @@ impl Unit {
             r < self.max_rank || self.parameters(r) >= budget
         })
     }
-
-    pub(super) fn failed(&self, reason: String) -> Error {
-        Error::Numerical { what: self.label.clone(), reason }
-    }
 }
 
 /// Bytes of bases that are kept until it is known which of them are used.
@@ -276,6 +272,12 @@ pub(crate) struct Members<'c> {
 }
 
 impl<'c> Members<'c> {
+    /// Why they were not decomposed.
+    pub(crate) fn failed(self, reason: String) -> Error {
+        let names: Vec<String> = self.members.iter().map(|&m| format!("'{}'", self.convs[m].name)).collect();
+        Error::Numerical { what: names.join(", "), reason }
+    }
+
     /// For each member which of all the kernels are its own.
     pub(crate) fn parts(self) -> impl Iterator<Item = Range<usize>> + use<'c> {
         self.members.iter().scan(0, move |from, &m| {

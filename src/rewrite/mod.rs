@@ -113,16 +113,10 @@ pub(crate) fn round(plan: &Plan, group: &GroupPlan, factors: &mut Factors) -> Re
         }
         if !factors.is_finite() {
             let reason = format!("its factors exceed what {} holds", storage.name().unwrap_or_default());
-            return Err(Error::Numerical { what: named(plan, group), reason });
+            return Err(members.failed(reason));
         }
     }
     Ok(())
-}
-
-/// The convolutions of a group, for people.
-fn named(plan: &Plan, group: &GroupPlan) -> String {
-    let names: Vec<String> = group.members.iter().map(|&m| format!("'{}'", plan.convs[m].name)).collect();
-    names.join(", ")
 }
 
 /// The model that given factors and amends make.
@@ -209,7 +203,7 @@ pub(crate) fn narrowed(
     }
     if let Some((group, _)) = plan.groups.iter().zip(&factors).find(|(_, f)| !f.is_finite()) {
         let reason = format!("its factors exceed what {} holds", precision.data_type().as_str_name());
-        return Err(Error::Numerical { what: named(plan, group), reason });
+        return Err(Members { convs: &plan.convs, members: &group.members }.failed(reason));
     }
     let written = rewritten(original, plan, &factors, &amends)?;
     let compiled = assemble(wide, plan, factors, amends)?;
@@ -364,7 +358,7 @@ fn new_bias(conv: &Conv, given: Option<&Vec<f32>>) -> Option<Vec<f32>> {
 fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.form.chains();
-    let failed = |reason: String| Error::Numerical { what: group.group.clone(), reason };
+    let failed = |reason: String| kernels.failed(reason);
     let sights = plan.sights.as_deref().and_then(|sights| all_see(&group.members, sights));
     let judged = sights.map(|sights| Judged::new(&chains, &group.members, sights)).transpose().map_err(failed)?;
     let analysis = group.analysis(&plan.convs, judged.as_ref()).map_err(failed)?;

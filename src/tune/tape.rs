@@ -147,8 +147,8 @@ impl Tape {
     fn add(&mut self, builder: &Builder<'_>, node: &NodeProto) -> Result<()> {
         let refuse = || {
             let (operator, name) = (node.op_type(), label(node));
-            let solid =
-                node.input.first().and_then(|input| builder.seen.dims(input)).is_some_and(|dims| dims.len() > 4);
+            let read = node.input.first().and_then(|input| builder.seen.dims(input)).map_or(0, |dims| dims.len());
+            let solid = operator.starts_with("Conv") && read == 5;
             let over = if solid { " over three spatial axes" } else { "" };
             Error::Tuning(format!(
                 "node '{name}': there is no rule to train through {operator}{over}; compress without tuning"

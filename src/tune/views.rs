@@ -18,15 +18,7 @@ impl Views {
     /// # Errors
     /// [`Error::Images`](crate::Error::Images) if some do not fit the model.
     pub(super) fn new(images: &[Images], model: &Model, inputs: &[Input]) -> Result<Self> {
-        let fit = |images: &Images, most| match images.fit(model, &shapes(inputs), most) {
-            Err(Error::NotDrawable { reason }) => {
-                let what = reason.split(':').next().unwrap_or_default();
-                Err(Error::Tuning(format!(
-                    "{what}, and so none can be drawn: give what to learn from with --calib FILE"
-                )))
-            }
-            other => other,
-        };
+        let fit = |images: &Images, most| images.fit(model, &shapes(inputs), most);
         let first = images.first().ok_or_else(|| Error::Tuning("there are no images to learn from".into()))?;
         // What is drawn beside images is all shown: the images are what counts.
         let others = images[1..].iter().map(|i| fit(i, None));

@@ -1,0 +1,292 @@
+//! Local functions in the place of their calls (onnx.proto, `FunctionProto`; PyTorch's first dynamo exporters make one of each module).
+//!
+//! Only where a function that is called holds a layer with a kernel, itself or in what it calls: then all are, but for those of domains
+//! whose operators runtimes know better than by their bodies. A constant of a body is an initializer that all calls share.
+//! A model is left as it is where that would not be the same, or would take more than [`MOST_NODES`] or [`MOST_BYTES`].
+
+use super::encode;
+use super::graph::{Namer, is_standard, label};
+use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// Nodes that calls may become, all together: files of a few kilobytes can double their functions without end.
+const MOST_NODES: usize = 1 << 16;
+/// Bytes that these may take, but for the data of their constants.
+const MOST_BYTES: usize = 1 << 26;
+/// Calls within calls.
+const DEEPEST: usize = 64;
+/// Operators with a kernel.
+const LAYERS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
+/// Domain, name and overload.
+type Key<'m> = (&'m str, &'m str, &'m str);
+
+fn called(node: &NodeProto) -> Key<'_> {
+    (node.domain(), node.op_type(), node.overload())
+}
+
+fn key(function: &FunctionProto) -> Key<'_> {
+    (function.domain(), function.name(), function.overload())
+}
+
+/// Whether runtimes may have an operator of this domain, to which the function is a fallback.
+fn is_known_to_runtimes(domain: &str) -> bool {
+    domain.is_empty() || domain.starts_with("ai.onnx") || domain.starts_with("com.microsoft")
+}
+
+/// The model without the functions that stand in the way of its layers, and the names of these; none if there are none, or if it has to
+/// stay as it is.
+pub(super) fn inlined(model: &ModelProto) -> Option<(ModelProto, Vec<String>)> {
+    let graph = model.graph.as_ref()?;
+    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
+    let holding = holding(&model.functions);
+    let held = |node: &NodeProto| holding.contains(&called(node)) && !is_known_to_runtimes(node.domain());
+    if !graph.node.iter().any(held) {
+        return None;
+    }
+    let mut inliner = Inliner {
+        functions: functions.into_iter().filter(|(key, _)| !is_known_to_runtimes(key.0)).collect(),
+        namer: Namer::new(graph),
+        nodes: Vec::with_capacity(graph.node.len()),
+        constants: HashMap::new(),
+        initializers: Vec::new(),
+        placed: 0,
+        bytes: 0,
+        used: BTreeMap::new(),
+    };
+    for node in &graph.node {
+        inliner.place(node.clone(), 0)?;
+    }
+    let Inliner { nodes, initializers, used, .. } = inliner;
+    let mut made = model.clone();
+    // A function's operators are those of its own versions.
+    let used_functions: Vec<&FunctionProto> = used.into_values().collect();
+    for set in used_functions.iter().flat_map(|function| &function.opset_import) {
+        let same = |domain: &str| if domain == "ai.onnx" { String::new() } else { domain.to_owned() };
+        match made.opset_import.iter().find(|known| same(known.domain()) == same(set.domain())) {
+            Some(known) if known.version() == set.version() => {}
+            Some(_) => return None,
+            None => made.opset_import.push(set.clone()),
+        }
+    }
+    let names = used_functions.iter().map(|function| function.name().to_owned()).collect();
+    let graph = made.graph.as_mut()?;
+    graph.node = nodes;
+    graph.initializer.extend(initializers);
+    drop_uncalled(&mut made, &used_functions.iter().map(|function| key(function)).collect());
+    Some((made, names))
+}
+
+/// Functions that hold a layer, or call one that does.
+fn holding(functions: &[FunctionProto]) -> HashSet<Key<'_>> {
+    let mut found: HashSet<Key<'_>> = HashSet::new();
+    loop {
+        let layer = |node: &NodeProto| is_standard(node) && LAYERS.contains(&node.op_type());
+        let more = functions.iter().filter(|f| !found.contains(&key(f)));
+        let more: Vec<Key<'_>> =
+            more.filter(|f| f.node.iter().any(|n| layer(n) || found.contains(&called(n)))).map(key).collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
+
+/// Takes functions away that were inlined and that nothing calls any more.
+fn drop_uncalled(model: &mut ModelProto, inlined: &HashSet<Key<'_>>) {
+    fn calls<'m>(nodes: &'m [NodeProto], found: &mut HashSet<Key<'m>>) {
+        for node in nodes {
+            found.insert(called(node));
+            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| calls(&g.node, found));
+        }
+    }
+    // Whoever is called by one that stays, stays.
+    loop {
+        let mut needed = HashSet::new();
+        calls(model.graph.as_ref().map_or(&[], |g| &g.node), &mut needed);
+        model.functions.iter().for_each(|f| calls(&f.node, &mut needed));
+        let stays: Vec<bool> =
+            model.functions.iter().map(|f| needed.contains(&key(f)) || !inlined.contains(&key(f))).collect();
+        let before = stays.len();
+        let mut each = stays.into_iter();
+        model.functions.retain(|_| each.next().unwrap_or(true));
+        if model.functions.len() == before {
+            return;
+        }
+    }
+}
+
+/// The graph while calls are replaced.
+struct Inliner<'m> {
+    functions: HashMap<Key<'m>, &'m FunctionProto>,
+    namer: Namer,
+    nodes: Vec<NodeProto>,
+    /// Constants of bodies that are initializers by now: by function and name.
+    constants: HashMap<(Key<'m>, &'m str), String>,
+    initializers: Vec<TensorProto>,
+    /// Nodes of bodies, calls among them, and the bytes of these and of names.
+    placed: usize,
+    bytes: usize,
+    used: BTreeMap<Key<'m>, &'m FunctionProto>,
+}
+
+impl<'m> Inliner<'m> {
+    /// Puts a node, or what it calls, behind the others; none if that cannot be.
+    fn place(&mut self, node: NodeProto, depth: usize) -> Option<()> {
+        self.placed += usize::from(depth > 0);
+        if self.placed > MOST_NODES || self.bytes > MOST_BYTES {
+            return None;
+        }
+        let function = self.functions.get(&called(&node)).copied();
+        let Some(function) = function else {
+            self.nodes.push(node);
+            return Some(());
+        };
+        if depth > DEEPEST || node.input.len() > function.input.len() || node.output.len() > function.output.len() {
+            return None;
+        }
+        self.used.insert(key(function), function);
+        let owner = label(&node);
+        let names = self.names(function, &node, &owner)?;
+        for inner in function.node.iter().filter(|inner| hoisted(inner).is_none()) {
+            let own = self.namer.fresh(&format!("{owner}/{}", label(inner)));
+            self.bytes += encode::length(inner) + own.len();
+            if self.bytes > MOST_BYTES {
+                return None;
+            }
+            let mut made = inner.clone();
+            bind(&mut made, &node, function, &names)?;
+            made.name = Some(own);
+            self.place(made, depth + 1)?;
+        }
+        // A value that goes through, or out twice, or that is an initializer, has a name of its own outside.
+        for (formal, actual) in function.output.iter().zip(&node.output).filter(|(_, actual)| !actual.is_empty()) {
+            let made = names.get(formal.as_str()).filter(|name| !name.is_empty())?;
+            if made != actual {
+                self.nodes.push(NodeProto {
+                    name: Some(self.namer.fresh(&format!("{owner}/{actual}"))),
+                    op_type: Some("Identity".into()),
+                    input: vec![made.clone()],
+                    output: vec![actual.clone()],
+                    ..NodeProto::default()
+                });
+            }
+        }
+        Some(())
+    }
+
+    /// What the names of a body stand for in a call of it; none where one is not of its own.
+    fn names(
+        &mut self,
+        function: &'m FunctionProto,
+        call: &NodeProto,
+        owner: &str,
+    ) -> Option<HashMap<&'m str, String>> {
+        let mut names: HashMap<&str, String> = HashMap::new();
+        let given = call.input.iter().cloned().chain(std::iter::repeat(String::new()));
+        for (formal, actual) in function.input.iter().zip(given) {
+            if names.insert(formal, actual).is_some() {
+                return None;
+            }
+        }
+        // What goes out has the caller's name from where it is made.
+        let mut out: HashMap<&str, &String> = HashMap::new();
+        for (formal, actual) in function.output.iter().zip(&call.output).filter(|(_, actual)| !actual.is_empty()) {
+            out.entry(formal).or_insert(actual);
+        }
+        for node in &function.node {
+            let mut made = Vec::new();
+            defined(node, &mut made);
+            for name in made {
+                let own = match (hoisted(node), out.get(name)) {
+                    (Some(value), _) => self.constant(function, name, value),
+                    (None, Some(outer)) => (*outer).clone(),
+                    (None, None) => self.namer.fresh(&format!("{owner}/{name}")),
+                };
+                self.bytes += own.len();
+                if names.insert(name, own).is_some() || self.bytes > MOST_BYTES {
+                    return None;
+                }
+            }
+        }
+        Some(names)
+    }
+
+    /// The initializer that a body's constant is.
+    fn constant(&mut self, function: &'m FunctionProto, output: &'m str, value: &TensorProto) -> String {
+        let known = self.constants.entry((key(function), output));
+        known
+            .or_insert_with(|| {
+                let name = self.namer.fresh(&format!("{}/{output}", function.name()));
+                self.initializers.push(TensorProto { name: Some(name.clone()), ..value.clone() });
+                name
+            })
+            .clone()
+    }
+}
+
+/// The tensor of a constant that does not depend on the call.
+fn hoisted(node: &NodeProto) -> Option<&TensorProto> {
+    let [attribute] = &node.attribute[..] else { return None };
+    let constant = is_standard(node) && node.op_type() == "Constant" && node.output.len() == 1;
+    attribute.t.as_ref().filter(|_| constant && attribute.name() == "value" && attribute.ref_attr_name().is_empty())
+}
+
+/// Names that a node defines, within its subgraphs too.
+fn defined<'m>(node: &'m NodeProto, found: &mut Vec<&'m str>) {
+    found.extend(node.output.iter().filter(|o| !o.is_empty()).map(String::as_str));
+    for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
+        found.extend(graph.input.iter().map(|i| i.name()));
+        found.extend(graph.initializer.iter().map(|t| t.name()));
+        found.extend(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()));
+        graph.node.iter().for_each(|inner| defined(inner, found));
+    }
+}
+
+/// Gives a node of a body the names and attributes of a call.
+fn bind(node: &mut NodeProto, call: &NodeProto, function: &FunctionProto, names: &HashMap<&str, String>) -> Option<()> {
+    for name in node.input.iter_mut().chain(&mut node.output).filter(|name| !name.is_empty()) {
+        name.clone_from(names.get(name.as_str())?);
+    }
+    let mut bound = Vec::with_capacity(node.attribute.len());
+    for attribute in std::mem::take(&mut node.attribute) {
+        let wanted = attribute.ref_attr_name();
+        let mut attribute = if wanted.is_empty() {
+            attribute
+        } else {
+            // Of the call, else the function's own; one that neither has is the operator's default.
+            let given = call.attribute.iter().chain(&function.attribute_proto).find(|a| a.name() == wanted);
+            let Some(given) = given else { continue };
+            AttributeProto { name: attribute.name.clone(), ..given.clone() }
+        };
+        for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            bind_graph(graph, call, function, names)?;
+        }
+        bound.push(attribute);
+    }
+    node.attribute = bound;
+    Some(())
+}
+
+fn bind_graph(
+    graph: &mut GraphProto,
+    call: &NodeProto,
+    function: &FunctionProto,
+    names: &HashMap<&str, String>,
+) -> Option<()> {
+    let of = |name: &str| names.get(name).cloned();
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        value.name = Some(of(value.name())?);
+    }
+    // Of what is not defined there is nothing to say.
+    graph.value_info.retain_mut(|value| {
+        let known = of(value.name());
+        value.name.clone_from(&known);
+        known.is_some()
+    });
+    let sparse = graph.sparse_initializer.iter_mut().filter_map(|s| s.values.as_mut());
+    for tensor in graph.initializer.iter_mut().chain(sparse) {
+        tensor.name = Some(of(tensor.name())?);
+    }
+    graph.node.iter_mut().try_for_each(|node| bind(node, call, function, names))
+}
