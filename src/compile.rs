@@ -9,7 +9,7 @@ use crate::images::{Images, Samples};
 use crate::make::made;
 use crate::onnx::Model;
 use crate::options::Options;
-use crate::origin::{Origin, Tuition};
+use crate::origin::{GAVE_WAY, Origin, Tuition};
 use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
@@ -100,7 +100,8 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
         tuning = Some(Tuning { earlier: start.earlier, ..done.tuning });
     }
-    let origin = Origin::of(original, asked, made.origin, scored.as_ref(), &tuition)?;
+    let samples = made.origin.or_else(|| uncalibrated.as_ref().map(|_| GAVE_WAY.into()));
+    let origin = Origin::of(original, asked, samples, scored.as_ref(), &tuition)?;
     let written = written.map(|written| origin.stamp(&written, &made.plan));
     let mut report = Report::new(whole, grouping, &made.plan, compiled.as_ref());
     report.totals.file_bytes = written.as_ref().map(|w| Change::new(original.file_bytes(), w.file_bytes()));
@@ -261,7 +262,7 @@ fn widened(original: &Model, wide: Option<&Model>) -> Option<String> {
 
 /// Which operators were others in the models that tract ran.
 fn copied(model: &Model) -> Option<String> {
-    let (_, rewritten) = model.legalised().filter(|copy| !copy.1.is_empty())?;
+    let (_, rewritten) = model.legalised(&[]).filter(|copy| !copy.1.is_empty())?;
     let names = rewritten.into_iter().collect::<Vec<_>>().join(", ");
     Some(format!("tract ran an equivalent copy of the models, with other operators for {names}"))
 }
@@ -314,8 +315,8 @@ fn remark(original: &Model, options: &Options, report: &mut Report) {
     let decided_now = || options.replay.is_none();
     if let Some(asked) = report.ratio.filter(|asked| report.totals.parameters.ratio > 1.01 * asked && decided_now()) {
         report.notes.push(format!(
-            "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large or \
-             take more multiply-accumulates than the original",
+            "the ratio is {:.2}, more than the {asked:.2} asked for: the next larger step of any group would be too large, take \
+             more multiply-accumulates than the original or remove no more error",
             report.totals.parameters.ratio
         ));
     }

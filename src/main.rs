@@ -121,6 +121,12 @@ fn compressed(job: CompressJob) -> Result<()> {
     if let Some(path) = &job.model_output {
         streams::check_output(path, job.output.json.as_deref(), job.external_data.is_some())?;
     }
+    for (name, path) in [("--plan-out", &job.plan_out), ("--report", &job.report)] {
+        if path.as_deref().is_some_and(is_stream) {
+            let reason = "'-' stands for standard output of the model and of --json alone";
+            return Err(Error::Options(format!("{name} needs the name of a file: {reason}")));
+        }
+    }
     let json = file(&job.output.json);
     let targets = [
         ("the output", file(&job.model_output)),
@@ -344,10 +350,16 @@ fn check_outputs<P: AsRef<Path>>(
 ) -> Result<()> {
     let files = inputs.into_iter().filter(|path| !is_stream(path.as_ref()));
     let read: Vec<PathBuf> = files.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
+    // A file that is put in its place is another.
+    let stdout = std::fs::canonicalize("/dev/stdout").ok();
     let mut before: Vec<(&str, PathBuf)> = Vec::new();
     for &(name, path) in targets {
         let Some(path) = path else { continue };
         let place = place(path)?;
+        if stdout.as_ref() == Some(&place) {
+            let reason = "is where standard output goes, which would be lost: name another file";
+            return Err(Error::Options(format!("{name}: {} {reason}", path.display())));
+        }
         if read.contains(&place) {
             return Err(Error::Options(format!("the output {} is an input: name another file", path.display())));
         }

@@ -19,6 +19,10 @@ use std::path::Path;
 
 const INPUT_KEY: &str = "onnx_jmd.input";
 const OPTIONS_KEY: &str = "onnx_jmd.options";
+/// Stands for the samples where the plain weights were asked for.
+const NO_SAMPLES: &str = "none";
+/// Stands for them where a calibration that nobody asked for failed.
+pub(crate) const GAVE_WAY: &str = "gave way";
 const OUTPUT_KEY: &str = "onnx_jmd.output";
 
 /// What a run's output follows from, as hashes.
@@ -45,14 +49,23 @@ impl Origin {
         tuition: &Tuition,
     ) -> Result<Self> {
         let input = original.digest();
-        let samples = samples.unwrap_or_else(|| "none".into());
+        let mut samples = samples.unwrap_or_else(|| NO_SAMPLES.into());
         let groups = &options.groups;
         let asked = match &options.replay {
             None => hashed(&[&asked(options, &tuition.decisive)]),
-            Some(replay) => match replay.file.made_by(&input, &samples, groups) {
-                Some(asked) => asked.to_owned(),
-                None => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
-            },
+            Some(replay) => {
+                // What was made by the plain weights says whether that was asked for.
+                let made_by = |by: &str| replay.file.made_by(&input, by, groups).map(str::to_owned);
+                let gave_way = || if samples == NO_SAMPLES { made_by(GAVE_WAY) } else { None };
+                match (made_by(&samples), gave_way()) {
+                    (Some(asked), _) => asked,
+                    (None, Some(asked)) => {
+                        samples = GAVE_WAY.into();
+                        asked
+                    }
+                    (None, None) => hashed(&["plan", replay.file.as_text(), &format!("{groups:?}")]),
+                }
+            }
         };
         let bounds = bounds(options, scored)?;
         let options = hashed(&[&asked, &samples, &bounds, &tuition.all]);
@@ -162,9 +175,9 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     }
     // Where a calibration that nobody asked for failed, the plain weights decided.
     let by_weights = options.gives_way().then(|| options.by_weights());
-    let weighed = by_weights.map(|options| now(original, &options)).transpose()?;
+    let weighed = by_weights.map(|options| now(original, &options, true)).transpose()?;
     let wide = original.in_f32();
-    let origin = match (now(original, options), weighed) {
+    let origin = match (now(original, options, false), weighed) {
         (_, Some(weighed)) if options.spares(wide.as_ref().unwrap_or(original)) => weighed,
         (Err(Error::NotDrawable { .. }), Some(weighed)) => weighed,
         (Ok(_), Some(weighed)) if written.metadata(OPTIONS_KEY) == Some(&weighed.options) => weighed,
@@ -190,8 +203,8 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     if differences.is_empty() { Ok(()) } else { stale(differences.join("; ")) }
 }
 
-/// The origin of what a run would write.
-fn now(original: &Model, options: &Options) -> Result<Origin> {
+/// The origin of what a run would write; `weighed` says that it does so by the plain weights though nobody asked for that.
+fn now(original: &Model, options: &Options, weighed: bool) -> Result<Origin> {
     let wide = original.in_f32();
     let model = wide.as_ref().unwrap_or(original);
     let given = &options.groups.input_shapes;
@@ -201,7 +214,8 @@ fn now(original: &Model, options: &Options) -> Result<Origin> {
     });
     let bounding = options.images.as_ref().filter(|_| options.gates.min_agreement.is_some());
     let scored = bounding.map(|images| images.fit(model, &shapes(&inputs(model, given)?), None));
-    Origin::of(original, options, samples.transpose()?, scored.transpose()?.as_ref(), &Tuition::of(options)?)
+    let samples = samples.transpose()?.or_else(|| weighed.then(|| GAVE_WAY.into()));
+    Origin::of(original, options, samples, scored.transpose()?.as_ref(), &Tuition::of(options)?)
 }
 
 /// Whether there is nothing to compress, as far as that can be told without running the model.

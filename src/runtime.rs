@@ -58,22 +58,18 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
         let by_name = shapes.iter().find(|s| s.name.as_deref() == Some(name));
         by_name.or_else(|| shapes.iter().find(|s| s.name.is_none() && inputs.len() == 1))
     };
-    let fixed = inputs.iter().map(|(name, element_type, dims)| {
+    let fixed = inputs.iter().map(|(name, element_type, dims_stated)| {
         let datum_type = datum_type(element_type);
         if let Some(shape) = given(name) {
             return Ok(Input { name: name.clone(), dims: shape.dims.clone(), datum_type });
         }
-        let known = dims.iter().enumerate().map(|(axis, d)| match (axis, d) {
+        let known = dims_stated.iter().enumerate().map(|(axis, d)| match (axis, d) {
             (_, Some(d)) => usize::try_from(*d).ok(),
             (0, None) => Some(1),
             (_, None) => None,
         });
         let dims: Option<Vec<usize>> = known.collect();
-        let dims = dims.ok_or_else(|| {
-            Error::Options(format!(
-                "input '{name}' has an open shape, or one too large to run: give --input-shape {name}:1,3,224,224 (its own numbers)"
-            ))
-        })?;
+        let dims = dims.ok_or_else(|| open_shape(name, dims_stated))?;
         Ok(Input { name: name.clone(), dims, datum_type })
     });
     let fixed: Vec<Input> = fixed.collect::<Result<_>>()?;
@@ -88,6 +84,20 @@ pub(crate) fn inputs(model: &Model, shapes: &[InputShape]) -> Result<Vec<Input>>
         }
     }
     Ok(fixed)
+}
+
+/// What to give for an input whose shape is not known, a batch of one first.
+fn open_shape(name: &str, stated: &[Option<u64>]) -> Error {
+    let dim = |(axis, d): (usize, &Option<u64>)| match (axis, d) {
+        (_, Some(n)) => n.to_string(),
+        (0, None) => "1".into(),
+        (_, None) => "?".into(),
+    };
+    let dims: Vec<String> = stated.iter().enumerate().map(dim).collect();
+    let dims = dims.join(",");
+    Error::Options(format!(
+        "input '{name}' has an open shape, or one too large to run: give --input-shape {name}:{dims} with a number for each ?"
+    ))
 }
 
 /// Names and dimensions of inputs.
@@ -105,11 +115,13 @@ impl Runner {
     /// [`Error::Unavailable`] with tract's reason.
     pub(crate) fn load(model: &Model, inputs: &[Input], what: &'static str) -> Result<Self> {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
-        if let Some(reason) = model.unreasonable() {
+        let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
+        let copy = model.legalised(&inputs.iter().map(shape).collect::<Vec<_>>());
+        let copy = copy.as_ref().map_or(model, |(copy, _)| copy);
+        if let Some(reason) = copy.unreasonable() {
             return Err(unavailable(reason));
         }
-        let copy = model.legalised();
-        let bytes = copy.as_ref().map_or(model, |(copy, _)| copy).to_bytes();
+        let bytes = copy.to_bytes();
         let load = || -> TractResult<(Arc<TypedRunnableModel>, Vec<DatumType>)> {
             let mut graph = tract_onnx::onnx().with_ignore_value_info(true).model_for_read(&mut &bytes[..])?;
             let mut types = Vec::new();

@@ -3,7 +3,6 @@
 use crate::calibrate::HeldOut;
 use crate::compare::Scorer;
 use crate::error::{Error, Result};
-use crate::gates::SMALLER;
 use crate::picture::CurvePoint;
 use crate::plan::{Plan, RankPolicy};
 use crate::progress::Progress;
@@ -63,7 +62,7 @@ pub(crate) fn largest_ratio(
         measure: "what is kept on held-out samples",
         found: tried(),
         asked: format!("{:.2} % or more", 100.0 * (1.0 - drop)),
-        advice: SMALLER,
+        advice: "nothing was written; allow a larger --max-drop, or give more --calib samples",
     })?;
     Ok((curve, best))
 }

@@ -155,6 +155,28 @@ fn samples_count_by_what_they_hold() {
 }
 
 #[test]
+fn plain_weights_that_were_asked_for_are_not_those_that_calibration_gave_way_to() {
+    let scene = Scene::new(&small_resnet(3));
+    let quick = "in.onnx out.onnx --ratio 1.5 --scheme separate --calib-samples 40 --no-repair";
+    scene.succeeds(&format!("{quick} --calib none -q"));
+    holds(&scene, &format!("{quick} --calib none"));
+    // A run would calibrate on drawn pictures.
+    differs(&scene, quick, &["options, or files"]);
+    // Of a model that reads no pictures it would not, and says so in the output.
+    let mut b = ModelBuilder::new(&[1, 8, 12, 12], 1);
+    let x = b.conv("image", &support::ConvSpec::new(16, 3));
+    let scene = Scene::new(&b.build(&[&x]));
+    let plain = "in.onnx out.onnx --ratio 1.5";
+    assert!(scene.run_exactly(&format!("{plain} -q --plan-out plan.toml")).status.success());
+    holds(&scene, plain);
+    differs(&scene, &format!("{plain} --calib none"), &["options, or files"]);
+    let made = scene.read("out.onnx");
+    assert!(scene.run_exactly("in.onnx out.onnx --plan plan.toml -q").status.success());
+    assert!(scene.read("out.onnx") == made);
+    holds(&scene, plain);
+}
+
+#[test]
 fn a_plan_stands_for_the_options_that_it_was_made_by_until_it_is_edited() {
     let scene = Scene::new(&small_resnet(3));
     scene.succeeds(&format!("{PLAIN} --scheme ljsvd -q --plan-out plan.toml"));

@@ -3,8 +3,9 @@
 mod support;
 
 use onnx_jmd::Model;
+use support::proto::{AttributeProto, attribute_proto::AttributeType};
 use support::scene::{Scene, few_images, fixture, npy};
-use support::{ConvSpec, ModelBuilder, ResNet, small_resnet, value};
+use support::{ConvSpec, ModelBuilder, ResNet, ints, small_resnet, value};
 
 #[test]
 fn a_model_is_compressed_and_the_tables_say_how() {
@@ -439,6 +440,53 @@ fn pads_that_follow_from_the_size_are_the_same_said_aloud() {
 }
 
 #[test]
+fn transposed_convolutions_are_run_with_the_pads_that_follow() {
+    let text = |name: &str, value: &str| AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(AttributeType::String as i32),
+        s: Some(value.as_bytes().to_vec()),
+        ..AttributeProto::default()
+    };
+    let model = |attributes: Vec<AttributeProto>, dims: &[i64]| {
+        let mut b = ModelBuilder::new(dims, 5);
+        // Of rank one, so that factors lose nothing.
+        let wave = |at: usize| 0.3 + ((at * 7) % 5) as f32;
+        let values = (0..16 * 16 * 9).map(|i| wave(i / 144) * wave(i / 9 % 16 + 1) * wave(i % 9 + 2) / 60.0).collect();
+        let weight = b.store("w", &[16, 16, 3, 3], values);
+        let bias = b.tensor("b", &[16], 0.5);
+        let attributes = attributes.into_iter().chain([ints("strides", &[2, 2])]).collect();
+        b.node("ConvTranspose", &["image", &weight, &bias], "y", attributes);
+        b.build(&["y"])
+    };
+    let fixed = [1, 16, 7, 9];
+    let (before, after) = (ints("pads", &[1, 1, 0, 0]), ints("pads", &[0, 0, 1, 1]));
+    for (open, closed) in [
+        (vec![text("auto_pad", "SAME_UPPER")], vec![after]),
+        (vec![text("auto_pad", "SAME_LOWER")], vec![before.clone()]),
+        (
+            vec![text("auto_pad", "SAME_UPPER"), ints("output_padding", &[1, 1])],
+            vec![ints("pads", &[1; 4]), ints("output_padding", &[1, 1])],
+        ),
+        (vec![ints("output_shape", &[14, 18])], vec![before]),
+    ] {
+        let scene = Scene::new(&model(open.clone(), &fixed));
+        std::fs::write(scene.path("said.onnx"), model(closed, &fixed)).unwrap();
+        scene.succeeds("verify in.onnx said.onnx --max-difference 1e-6");
+        scene.succeeds("in.onnx out.onnx --ratio 1.2 -q");
+        scene.succeeds("verify out.onnx said.onnx --max-difference 1e-5");
+        // Pads of a size that is given for a run alone are not those of the next.
+        let stated = open.iter().any(|a| a.name() == "output_shape");
+        std::fs::write(scene.path("open.onnx"), model(open, &[1, 16, 0, 0])).unwrap();
+        let any = "open.onnx any.onnx --ratio 1.2 --input-shape image:1,16,7,9 -q";
+        if stated {
+            scene.fails(any, 4);
+        } else {
+            scene.succeeds(any);
+        }
+    }
+}
+
+#[test]
 fn shapes_are_held_against_both_models_and_every_input() {
     let model = |dims: &[i64]| {
         let mut b = ModelBuilder::new(dims, 3);
@@ -466,6 +514,24 @@ fn check_writes_nothing_and_needs_no_place_to_write() {
     assert!(scene.fails("in.onnx nowhere/out.onnx --ratio 1.5 --check -q", 12).contains("not there"));
     let message = scene.fails("in.onnx ./in.onnx --ratio 1.5 --check -q", 2);
     assert!(message.contains("is the input"), "{message}");
+}
+
+#[test]
+fn reports_go_to_files_and_not_over_standard_output() {
+    let scene = Scene::new(&small_resnet(2));
+    for option in ["--plan-out", "--report"] {
+        let message = scene.fails(&format!("in.onnx out.onnx --ratio 1.5 {option} - -q"), 2);
+        assert!(message.contains(option) && message.contains("name of a file"), "{message}");
+    }
+    #[cfg(target_os = "linux")]
+    {
+        let into = std::fs::File::create(scene.path("model.onnx")).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_onnx-jmd"));
+        command.current_dir(scene.folder.path()).args(["in.onnx", "-", "--ratio", "1.5", "--calib", "none", "-q"]);
+        let output = command.args(["--plan-out", "/dev/stdout"]).stdout(into).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains("standard output"), "{said}");
+    }
 }
 
 #[test]

@@ -290,6 +290,16 @@ fn a_model_of_a_fixed_batch_is_run_on_one_image_if_that_is_said() {
     scene.writes("--calib x.npy --input-shape image:1,3,32,32");
 }
 
+#[test]
+fn pixels_that_scaling_makes_no_numbers_are_refused() {
+    let scene = Scene::new(&small_resnet(2));
+    std::fs::write(scene.path("x.npy"), npy("|u1", &[2, 3, 32, 32], &pixels(2, false))).unwrap();
+    for command in ["verify in.onnx in.onnx", "in.onnx out.onnx --ratio 1.5"] {
+        let message = scene.fails(&format!("{command} --images x.npy --scale 1e38 --std 1e-38 -q"), 2);
+        assert!(message.contains("x.npy: pixels of sample 0") && message.contains("--scale"), "{message}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_pipe_in_a_folder_of_pictures_is_no_picture() {

@@ -7,7 +7,7 @@ use super::Cli;
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use onnx_jmd::{Error, Result};
 use std::any::TypeId;
 use std::ffi::OsString;

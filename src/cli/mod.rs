@@ -91,6 +91,19 @@ pub enum Job {
 }
 
 impl Cli {
+    /// The command line with every option's values as they are typed, minus signs too, so that what is out of range is refused by name.
+    fn command() -> clap::Command {
+        fn lenient(command: clap::Command) -> clap::Command {
+            command
+                .mut_args(|arg| {
+                    let valued = !arg.is_positional() && arg.get_action().takes_values();
+                    if valued { arg.allow_negative_numbers(true) } else { arg }
+                })
+                .mut_subcommands(lenient)
+        }
+        lenient(<Self as CommandFactory>::command())
+    }
+
     /// The arguments of the command line, behind the options of the project's file if there is one. Ends the process with what clap
     /// has to say of arguments that make no sense, and after help.
     ///

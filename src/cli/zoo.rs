@@ -14,8 +14,8 @@ use std::time::Duration;
 /// The arguments of one model that are folders here.
 const FOLDERS: [&str; 2] = ["input", "model_output"];
 /// Options that name the one file that they write, or write no model.
-const ONE_MODEL: [&str; 9] =
-    ["dry_run", "plan_out", "report", "curve", "json", "timings", "config", "no_config", "check"];
+const ONE_MODEL: [&str; 10] =
+    ["dry_run", "plan_out", "report", "curve", "json", "timings", "config", "no_config", "check", "resume"];
 /// Options that say where and how work is done; what comes out does not depend on them.
 const MEANS: [&str; 3] = ["threads", "quiet", "cache"];
 

@@ -90,6 +90,8 @@ impl Images {
             }
         } else if !path.exists() {
             return Err(wrong("there is no such file or folder"));
+        } else if is_endless(path) {
+            return Err(wrong("it is a device, not a file"));
         } else if folder::is_picture(path) {
             Source::Files { path: owned.clone(), files: vec![owned] }
         } else if folder::has_extension(path, "npz") {
@@ -326,6 +328,20 @@ impl Images {
 fn quoted<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let names: Vec<String> = names.map(|n| format!("'{n}'")).collect();
     if names.is_empty() { "(none)".into() } else { names.join(", ") }
+}
+
+/// Whether a path is a device that may be read without end.
+fn is_endless(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        std::fs::metadata(path).is_ok_and(|m| m.file_type().is_char_device())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 #[cfg(test)]

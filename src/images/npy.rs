@@ -78,7 +78,7 @@ fn array(path: &Path, bytes: &[u8], key: Key) -> Result<Stored> {
         "f8" => npy.into_vec::<f64>().map(|v| Elements::Floats(v.into_iter().map(|x| x as f32).collect())),
         "i4" => npy.into_vec::<i32>().map(|v| Elements::Integers(v.into_iter().map(|x| x as f32).collect())),
         "i8" => npy.into_vec::<i64>().map(|v| Elements::Integers(v.into_iter().map(|x| x as f32).collect())),
-        _ => return Err(named("it must be uint8 or float32".into())),
+        _ => return Err(named("it must be uint8 or float32 (array.astype(numpy.float32))".into())),
     };
     Stored::new(path, key.clone(), shape, values.map_err(|e| named(e.to_string()))?)
 }

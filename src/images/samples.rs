@@ -98,6 +98,11 @@ impl Samples {
             let (values, swapped) = self.values(index, place, slot)?;
             let misfit = || self.images.misfit(format!("sample {index} does not fill {:?}", slot.dims));
             let mut made = slot.made(values, swapped).ok_or_else(misfit)?;
+            if made.iter().any(|value| !value.is_finite()) {
+                return Err(self.images.misfit(format!(
+                    "pixels of sample {index} (the first is 0) are no finite numbers once they are scaled: give another --scale, --mean or --std"
+                )));
+            }
             if let Some(picture) = slot.picture.filter(|_| mirrored) {
                 made.invert_axis(Axis(if picture.layout == Layout::Nchw { 3 } else { 2 }));
                 made = made.as_standard_layout().into_owned();

@@ -72,5 +72,8 @@ pub(super) fn one_at_a_time(name: &str, dims: &[usize]) -> Option<String> {
     let (&count, one) = dims.split_first().filter(|(count, _)| **count > 1)?;
     picture(&[&[1], one].concat())?;
     let one: Vec<String> = one.iter().map(usize::to_string).collect();
-    Some(format!("the model reads {count} at a time, give --input-shape {name}:1,{} to run it on one", one.join(",")))
+    Some(format!(
+        "the model reads {count} at a time, give --input-shape {name}:1,{} to run it on one; if its nodes are made for {count} alone, leave the images out",
+        one.join(",")
+    ))
 }

@@ -132,7 +132,7 @@ pub enum SkipReason {
         /// What contradicts.
         what: String,
     },
-    /// A transposed convolution says its output's size, and its input's is not known.
+    /// A transposed convolution says its output's size, and its input's is not known or too small for that.
     OpenPads,
     /// This tool wrote it.
     AlreadyFactored,
@@ -202,7 +202,10 @@ impl fmt::Display for SkipReason {
                 f,
                 "{operator} computes in integers: a kernel is read where DequantizeLinear stands before it (the QDQ format)"
             ),
-            Self::OpenPads => write!(f, "its output_shape or auto_pad leaves its pads open"),
+            Self::OpenPads => write!(
+                f,
+                "the pads that its output_shape or auto_pad stands for depend on a size that the model leaves open, or would be negative"
+            ),
             Self::AlreadyFactored => write!(f, "already a factor written by onnx-jmd"),
             Self::Excluded => write!(f, "left out by --include or --exclude"),
             Self::Unread => write!(f, "no output of the model follows from it"),
@@ -527,7 +530,9 @@ fn kind(node: &NodeProto, dims: &[usize], resolutions: &Resolutions) -> Result<K
     };
     match node.op_type() {
         "ConvTranspose" => {
-            let window = window()?.closed(node, resolutions.spatial(&node.input[0]));
+            // Of a model that leaves sizes open, the next input may be of another.
+            let sizes = if resolutions.is_fixed() { resolutions.spatial(&node.input[0]) } else { &[] };
+            let window = window()?.closed(node, sizes);
             let open = !matches!(window.padding, Padding::Given(_));
             if open { Err(SkipReason::OpenPads) } else { Ok(Kind::ConvTranspose(window)) }
         }

@@ -6,12 +6,15 @@
 //! | `Affine` | `alpha·x + beta` |
 //! | `Crop` | `Slice` along the last two axes |
 //! | `Upsample` | `Resize` with its asymmetric coordinates, nearest rounded down |
+//! | `Celu` | `alpha·Elu(x / alpha)`, where tract 0.23 takes another for alpha |
 //!
-//! Nodes of one name get others, and inputs that are left out at the end are not named.
+//! Nodes of one name get others, inputs that are left out at the end are not named, and transposed convolutions say the pads that their
+//! `auto_pad` or `output_shape` stands for.
 
-use super::graph::{Namer, is_standard, label};
-use super::model::is_own;
+use super::graph::{Graph, Namer, is_standard, label};
+use super::model::{InputShape, is_own};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
+use super::shapes::Resolutions;
 use super::window::LARGEST;
 use super::{Model, attributes, float_initializer};
 use bytes::Bytes;
@@ -25,8 +28,8 @@ const RESIZE_REGION: i64 = 11;
 const OLDEST: i64 = 7;
 
 impl Model {
-    /// The copy, and which operators are others in it; none if there is nothing to rewrite.
-    pub(crate) fn legalised(&self) -> Option<(Self, BTreeSet<&'static str>)> {
+    /// The copy for inputs of these shapes, and which operators are others in it; none if there is nothing to rewrite.
+    pub(crate) fn legalised(&self, shapes: &[InputShape]) -> Option<(Self, BTreeSet<&'static str>)> {
         let graph = self.proto().graph.as_ref()?;
         let named = |n: &&NodeProto| !n.name().is_empty();
         let names: HashSet<&str> = graph.node.iter().filter(named).map(|n| n.name()).collect();
@@ -35,9 +38,10 @@ impl Model {
         let trails = |n: &NodeProto| n.input.last().is_some_and(String::is_empty);
         // The bytes of a model whose functions were inlined have them still.
         let unchanged = !repeated && self.inlined().is_empty();
-        if unchanged && !graph.node.iter().any(|n| old(n) || trails(n)) {
+        if unchanged && !graph.node.iter().any(|n| old(n) || trails(n) || leaves_pads_open(n)) {
             return None;
         }
+        let closed = self.closed(shapes);
         let mut proto = self.proto().clone();
         // The version of `Resize` for a model that upsamples, if it is near enough.
         let upsamples = graph.node.iter().any(|n| is_standard(n) && n.op_type() == "Upsample");
@@ -50,9 +54,14 @@ impl Model {
         let graph = proto.graph.as_mut()?;
         let mut rewritten = BTreeSet::new();
         let mut nodes = Vec::with_capacity(graph.node.len() + 8);
-        for mut node in graph.node.drain(..) {
+        for (mut node, closed) in graph.node.drain(..).zip(closed) {
             while trails(&node) {
                 node.input.pop();
+            }
+            if let Some([pads, output_padding]) = closed {
+                let replaced = ["auto_pad", "output_padding", "output_shape", "pads"];
+                node.attribute.retain(|a| !replaced.contains(&a.name()));
+                node.attribute.extend([integers("pads", &pads), integers("output_padding", &output_padding)]);
             }
             if let Some(output) = node.output.first().filter(|_| repeated).cloned() {
                 node.name = Some(output);
@@ -72,10 +81,31 @@ impl Model {
 }
 
 impl Model {
-    /// A window that no convolution or pooling has, in a sentence: tract counts up to what it is told.
+    /// Of each node the pads and the output padding that follow from inputs of these shapes, where it leaves them open.
+    fn closed(&self, shapes: &[InputShape]) -> Vec<Option<[Vec<i64>; 2]>> {
+        let nodes = self.proto().graph.as_ref().map_or(&[][..], |graph| &graph.node);
+        let graph = Graph::new(self).ok().filter(|_| nodes.iter().any(leaves_pads_open));
+        let known = graph.as_ref().map(|graph| (graph, Resolutions::new(graph, shapes)));
+        let each = nodes.iter().map(|node| {
+            let (graph, resolutions) = known.as_ref().filter(|_| leaves_pads_open(node))?;
+            let window = resolutions.closed(graph, node)?;
+            let pads = window.pads(&[])?;
+            Some([&pads, &window.output_padding].map(|values| values.iter().map(|&n| n as i64).collect()))
+        });
+        each.collect()
+    }
+
+    /// What tract would count up to, or take wrongly, in a sentence: a window that no convolution or pooling has, or pads that are not
+    /// known.
     pub(crate) fn unreasonable(&self) -> Option<String> {
-        let nodes = self.proto().graph.iter().flat_map(|graph| &graph.node).filter(|node| is_standard(node));
-        let mut each = nodes.flat_map(|node| WINDOW.iter().map(move |name| (node, name)));
+        let nodes = || self.proto().graph.iter().flat_map(|graph| &graph.node).filter(|node| is_standard(node));
+        if let Some(open) = nodes().find(|node| leaves_pads_open(node)) {
+            let name = label(open);
+            return Some(format!(
+                "the pads of node '{name}' are not known, as they follow from its output_shape and a size that is not, or would be negative"
+            ));
+        }
+        let mut each = nodes().flat_map(|node| WINDOW.iter().map(move |name| (node, name)));
         each.find_map(|(node, name)| {
             let value = attributes::ints(node, name)?.iter().find(|n| n.unsigned_abs() > LARGEST.unsigned_abs())?;
             Some(format!("{name} of node '{}' say {value}", label(node)))
@@ -83,10 +113,17 @@ impl Model {
     }
 }
 
+/// Whether it is a transposed convolution whose pads follow from other attributes.
+fn leaves_pads_open(node: &NodeProto) -> bool {
+    let same = || attributes::string(node, "auto_pad").is_some_and(|padding| padding.starts_with("SAME_"));
+    let stated = || attributes::ints(node, "output_shape").is_some_and(|sizes| !sizes.is_empty());
+    is_standard(node) && node.op_type() == "ConvTranspose" && (same() || stated())
+}
+
 /// Attributes of a window.
 const WINDOW: [&str; 5] = ["dilations", "kernel_shape", "output_padding", "pads", "strides"];
 
-const OPERATORS: [&str; 4] = ["ImageScaler", "Affine", "Crop", "Upsample"];
+const OPERATORS: [&str; 5] = ["ImageScaler", "Affine", "Crop", "Upsample", "Celu"];
 
 /// The copy while it is made.
 struct Copy {
@@ -138,6 +175,7 @@ impl Copy {
                 inputs.push(scales);
                 ("Upsample", vec![NodeProto { attribute, ..like(node, "Resize", inputs) }])
             }
+            "Celu" if number("alpha", 1.0) != 1.0 => ("Celu", self.celu(node, input, number("alpha", 1.0))),
             // Its attributes became inputs in the version that the copy is raised to.
             "Slice" if self.opset >= RESIZE && node.input.len() == 1 => {
                 let (starts, ends) = (attributes::ints(node, "starts")?, attributes::ints(node, "ends")?);
@@ -147,6 +185,21 @@ impl Copy {
             }
             _ => return None,
         })
+    }
+
+    /// `alpha·Elu(x / alpha)`.
+    fn celu(&mut self, node: &NodeProto, input: String, alpha: f32) -> Vec<NodeProto> {
+        let [divided, curved] =
+            ["divided", "curved"].map(|name| self.namer.fresh(&format!("{}/{name}", node.output[0])));
+        let factor = self.floats(node, &[1], vec![alpha]);
+        let mut step = |op: &str, inputs: Vec<String>, output: &String| NodeProto {
+            output: vec![output.clone()],
+            name: Some(self.namer.fresh(&format!("{output}/node"))),
+            ..like(node, op, inputs)
+        };
+        let divide = step("Div", vec![input, factor.clone()], &divided);
+        let curve = step("Elu", vec![divided], &curved);
+        vec![divide, curve, like(node, "Mul", vec![curved, factor])]
     }
 
     /// `scale·x + bias`.

@@ -25,6 +25,7 @@ pub(crate) struct Level {
 pub(crate) struct Resolutions {
     shape: HashMap<String, Shape>,
     level: HashMap<String, Level>,
+    fixed: bool,
 }
 
 impl Resolutions {
@@ -33,6 +34,8 @@ impl Resolutions {
     pub(crate) fn new(graph: &Graph<'_>, shapes: &[InputShape]) -> Self {
         let mut known = Self::default();
         let proto = graph.proto();
+        let fed = proto.input.iter().filter(|input| graph.constant(input.name()).is_none());
+        known.fixed = fed.map(dimensions).all(|dims| !dims.is_empty() && dims.iter().skip(1).all(Option::is_some));
         let stored = if shapes.is_empty() { &proto.value_info[..] } else { &[] };
         for value in stored.iter().chain(&proto.input) {
             let dims = dimensions(value).into_iter().map(|d| d.and_then(|n| usize::try_from(n).ok()));
@@ -68,6 +71,11 @@ impl Resolutions {
         known
     }
 
+    /// Whether the model itself says all sizes of its inputs but for the batch's.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed
+    }
+
     /// The shape of a value, if its rank is known.
     pub(crate) fn shape(&self, value: &str) -> Option<&[Option<usize>]> {
         self.shape.get(value).map(Vec::as_slice)
@@ -82,6 +90,13 @@ impl Resolutions {
     /// The sizes of a value's spatial axes; empty if they are not known.
     pub(crate) fn spatial(&self, value: &str) -> &[Option<usize>] {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
+    }
+
+    /// The window of a transposed convolution with the pads that it does not say itself, as far as sizes are known.
+    pub(super) fn closed(&self, graph: &Graph<'_>, node: &NodeProto) -> Option<Window> {
+        let kernel = self.of(graph, node.input.get(1)?)?;
+        let closed = window(node, &kernel)?.closed(node, self.spatial(node.input.first()?));
+        closed.padding.auto_pad().is_none().then_some(closed)
     }
 
     pub(crate) fn level(&self, value: &str) -> Level {

@@ -93,31 +93,34 @@ impl Window {
         Self::of(node, &kernel?).ok()
     }
 
-    /// That of a transposed convolution with the pads that its `output_shape` or `auto_pad` stands for, if the size of its input is
-    /// known (ONNX operator ConvTranspose). The odd one of what is taken away is the last for `SAME_UPPER`, else the first.
+    /// That of a transposed convolution with the pads that its `output_shape` or `auto_pad` stands for (ONNX operator ConvTranspose); those
+    /// of an `output_shape` only if the size of its input is known. The odd one of what is taken away is the last for `SAME_UPPER`, else
+    /// the first.
     pub(super) fn closed(self, node: &NodeProto, input: &[Option<usize>]) -> Self {
         let stated = attributes::ints(node, "output_shape").filter(|s| !s.is_empty());
         if stated.is_none() && matches!(self.padding, Padding::Given(_)) {
             return self;
         }
         let (axes, upper) = (self.kernel.len(), self.padding == Padding::SameUpper);
-        let given = |pads: &[usize]| Self { padding: Padding::Given(pads.to_vec()), ..self.clone() };
+        let unpadded = Self { padding: Padding::Given(vec![0; 2 * axes]), ..self.clone() };
         let mut pads = vec![0; 2 * axes];
         for axis in 0..axes {
-            let wanted = match stated {
-                Some(sizes) => sizes.get(axis).and_then(|&n| usize::try_from(n).ok()),
-                None => input.get(axis).copied().flatten().map(|n| n.saturating_mul(self.strides[axis])),
+            let total = match stated {
+                // Without pads it would be as large as this.
+                Some(sizes) => {
+                    let wanted = sizes.get(axis).and_then(|&n| usize::try_from(n).ok());
+                    let all = input.get(axis).copied().flatten().and_then(|n| unpadded.grown(axis, n));
+                    all.zip(wanted).and_then(|(all, wanted)| all.checked_sub(wanted))
+                }
+                // Of `stride` times its input, whatever that is. Where a kernel does not reach so far, runtimes differ.
+                None => (self.reach(axis) + self.output_padding[axis]).checked_sub(self.strides[axis]),
             };
-            // Without pads it would be as large as this.
-            let all = input.get(axis).copied().flatten().and_then(|n| given(&vec![0; 2 * axes]).grown(axis, n));
-            let Some(total) = all.zip(wanted).and_then(|(all, wanted)| all.checked_sub(wanted)) else {
-                return Self { padding: Padding::SameLower, ..self };
-            };
+            let Some(total) = total else { return Self { padding: Padding::SameLower, ..self } };
             let small = total / 2;
             pads[axis] = if upper { small } else { total - small };
             pads[axis + axes] = if upper { total - small } else { small };
         }
-        given(&pads)
+        Self { padding: Padding::Given(pads), ..self }
     }
 
     /// Extent of the dilated kernel along an axis.

@@ -110,7 +110,10 @@ impl fmt::Display for Tuning {
             )?;
         }
         if self.is_short() {
-            writeln!(f, "  not every image was shown once: give a longer --tune")?;
+            writeln!(
+                f,
+                "  not every image was shown once: give a longer --tune, or a lower --tune-rate if the loss was no number"
+            )?;
         }
         if self.kept == 0 {
             writeln!(f, "  tuning did not help: the model is as it was before")?;
