@@ -116,9 +116,10 @@ impl Runner {
     pub(crate) fn load(model: &Model, inputs: &[Input], what: &'static str) -> Result<Self> {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
         let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
-        let copy = model.legalised(&inputs.iter().map(shape).collect::<Vec<_>>());
+        let shapes: Vec<InputShape> = inputs.iter().map(shape).collect();
+        let copy = model.legalised(&shapes);
         let copy = copy.as_ref().map_or(model, |(copy, _)| copy);
-        if let Some(reason) = copy.unreasonable() {
+        if let Some(reason) = copy.unreasonable(&shapes) {
             return Err(unavailable(reason));
         }
         let bytes = copy.to_bytes();

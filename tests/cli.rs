@@ -440,6 +440,22 @@ fn pads_that_follow_from_the_size_are_the_same_said_aloud() {
 }
 
 #[test]
+fn a_normalisation_of_what_is_no_image_is_not_run() {
+    // tract reads beyond the end of such a shape.
+    let mut b = ModelBuilder::new(&[1, 8, 9, 9], 5);
+    let x = b.conv("image", &ConvSpec::new(16, 3));
+    let y = b.batch_norm(&x);
+    let z = b.relu(&y);
+    let mut model = b.build_proto(&[&z]);
+    let norm = model.graph.as_mut().unwrap().node.iter_mut().find(|n| n.op_type() == "BatchNormalization").unwrap();
+    norm.input[0] = norm.input[1].clone();
+    model.graph.as_mut().unwrap().output.push(value(&x, &[1, 16, 9, 9]));
+    let scene = Scene::new(&prost::Message::encode_to_vec(&model));
+    let told = scene.succeeds("in.onnx out.onnx --ratio 1.3");
+    assert!(told.contains("of 1 axes, which is no image"), "{told}");
+}
+
+#[test]
 fn transposed_convolutions_are_run_with_the_pads_that_follow() {
     let text = |name: &str, value: &str| AttributeProto {
         name: Some(name.into()),

@@ -95,15 +95,24 @@ impl Model {
         each.collect()
     }
 
-    /// What tract would count up to, or take wrongly, in a sentence: a window that no convolution or pooling has, or pads that are not
-    /// known.
-    pub(crate) fn unreasonable(&self) -> Option<String> {
+    /// What tract would count up to, take wrongly or look for beyond the end, in a sentence: a window that no convolution or pooling has,
+    /// pads that are not known, images of less than two axes.
+    pub(crate) fn unreasonable(&self, shapes: &[InputShape]) -> Option<String> {
         let nodes = || self.proto().graph.iter().flat_map(|graph| &graph.node).filter(|node| is_standard(node));
         if let Some(open) = nodes().find(|node| leaves_pads_open(node)) {
             let name = label(open);
             return Some(format!(
                 "the pads of node '{name}' are not known, as they follow from its output_shape and a size that is not, or would be negative"
             ));
+        }
+        let graph = Graph::new(self).ok()?;
+        let known = Resolutions::new(&graph, shapes);
+        let flat = nodes().filter(|node| IMAGES.contains(&node.op_type())).find_map(|node| {
+            let rank = known.rank(&graph, node.input.first()?).filter(|rank| *rank < 2)?;
+            Some(format!("node '{}' reads '{}' of {rank} axes, which is no image", label(node), node.input[0]))
+        });
+        if flat.is_some() {
+            return flat;
         }
         let mut each = nodes().flat_map(|node| WINDOW.iter().map(move |name| (node, name)));
         each.find_map(|(node, name)| {
@@ -119,6 +128,9 @@ fn leaves_pads_open(node: &NodeProto) -> bool {
     let stated = || attributes::ints(node, "output_shape").is_some_and(|sizes| !sizes.is_empty());
     is_standard(node) && node.op_type() == "ConvTranspose" && (same() || stated())
 }
+
+/// Operators that read images.
+const IMAGES: [&str; 6] = ["AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "LpPool", "MaxPool"];
 
 /// Attributes of a window.
 const WINDOW: [&str; 5] = ["dilations", "kernel_shape", "output_padding", "pads", "strides"];

@@ -92,6 +92,11 @@ impl Resolutions {
         self.shape(value).and_then(|s| s.get(2..)).unwrap_or_default()
     }
 
+    /// The number of a value's axes, if that is known.
+    pub(super) fn rank(&self, graph: &Graph<'_>, value: &str) -> Option<usize> {
+        self.of(graph, value).map(|shape| shape.len())
+    }
+
     /// The window of a transposed convolution with the pads that it does not say itself, as far as sizes are known.
     pub(super) fn closed(&self, graph: &Graph<'_>, node: &NodeProto) -> Option<Window> {
         let kernel = self.of(graph, node.input.get(1)?)?;

@@ -218,7 +218,7 @@ fn attribute(graph: &GraphProto, pick: Pick<'_>) -> AttributeProto {
 
 /// Damages a model once. Graphs of more than some hundred nodes no longer grow.
 pub fn mutate(model: &mut ModelProto, pick: Pick<'_>) {
-    match pick(16) {
+    match pick(20) {
         0 => model.ir_version = [None, Some(1), Some(3), Some(4), Some(i64::MIN), Some(i64::MAX)][pick(6)],
         1 => {
             model.opset_import.iter_mut().for_each(|o| o.version = Some(number(pick)));
@@ -234,9 +234,76 @@ pub fn mutate(model: &mut ModelProto, pick: Pick<'_>) {
             let node = model.graph.as_ref().and_then(|g| g.node.first().cloned()).into_iter().collect();
             model.functions.push(FunctionProto { name: Some("Conv".into()), node, ..FunctionProto::default() });
         }
+        4 | 5 => wrap(model, pick),
+        6 => mutate_function(model, pick),
         _ => {
             if let Some(graph) = &mut model.graph {
                 mutate_graph(graph, pick);
+            }
+        }
+    }
+}
+
+/// Makes a node, or several that follow each other, a local function.
+fn wrap(model: &mut ModelProto, pick: Pick<'_>) {
+    let number = model.functions.len();
+    let Some(graph) = model.graph.as_mut().filter(|graph| !graph.node.is_empty()) else { return };
+    let start = pick(graph.node.len());
+    let end = (start + 1 + pick(4)).min(graph.node.len());
+    let body: Vec<NodeProto> = graph.node.drain(start..end).collect();
+    let output: Vec<String> = body.iter().flat_map(|n| &n.output).filter(|o| !o.is_empty()).cloned().collect();
+    let mut input: Vec<String> =
+        body.iter().flat_map(|n| &n.input).filter(|i| !i.is_empty() && !output.contains(i)).cloned().collect();
+    input.sort();
+    input.dedup();
+    let function = FunctionProto {
+        name: Some(format!("F{number}")),
+        domain: Some("local".into()),
+        input: input.clone(),
+        output: output.clone(),
+        node: body,
+        opset_import: model.opset_import.clone(),
+        ..FunctionProto::default()
+    };
+    graph.node.insert(start, call(&function, input, output));
+    model.functions.push(function);
+}
+
+fn call(function: &FunctionProto, input: Vec<String>, output: Vec<String>) -> NodeProto {
+    NodeProto { op_type: function.name.clone(), domain: function.domain.clone(), input, output, ..NodeProto::default() }
+}
+
+/// Damages a function, or has it call another.
+fn mutate_function(model: &mut ModelProto, pick: Pick<'_>) {
+    let whole = model.graph.clone().unwrap_or_default();
+    let others = model.functions.clone();
+    let Some(function) = at(&mut model.functions, pick) else { return };
+    match pick(9) {
+        0 => drop(function.input.pop()),
+        1 => drop(function.output.pop()),
+        2 => function.input.push(name(&whole, pick)),
+        3 => function.output.extend(function.input.first().cloned()),
+        4 => function.opset_import.iter_mut().for_each(|o| o.version = Some(number(pick))),
+        5 if function.node.len() < 100 => {
+            let other = &others[pick(others.len())];
+            let input = (0..other.input.len()).map(|_| name(&whole, pick)).collect();
+            function.node.push(call(other, input, vec![name(&whole, pick)]));
+        }
+        6 => {
+            let given = attribute(&whole, pick);
+            function.attribute.extend(given.name.clone());
+            function.attribute_proto.push(given);
+        }
+        7 => {
+            let (wanted, made) = (ATTRIBUTES[pick(ATTRIBUTES.len())], attribute(&GraphProto::default(), pick));
+            if let Some(node) = at(&mut function.node, pick) {
+                node.attribute.push(AttributeProto { ref_attr_name: Some(wanted.into()), ..made });
+            }
+        }
+        _ => {
+            let (found, made) = (name(&whole, pick), attribute(&whole, pick));
+            if let Some(node) = at(&mut function.node, pick) {
+                mutate_node(node, found, made, pick);
             }
         }
     }
