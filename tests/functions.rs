@@ -174,6 +174,8 @@ fn functions_that_cannot_be_inlined_are_left_and_named() {
     assert_eq!(reasons, [SkipReason::InFunction { function: "Pair".into() }]);
     // A name that is none of the function's.
     left(|m| m.functions[1].node[2].input[0] = "nowhere".into());
+    // A constant that is shorter than it says.
+    left(|m| m.functions[1].node[0].attribute[0].t.as_mut().unwrap().dims = vec![9]);
     // More inputs than it takes.
     left(|m| m.graph.as_mut().unwrap().node[0].input.push("image".into()));
     // Functions that call the next one twice each: two to the power of forty calls.

@@ -147,6 +147,8 @@ impl Model {
     /// The same with the bodies of functions that hold layers in the place of their calls, if there are any and that can be.
     fn without_functions(&self) -> Option<Self> {
         let (proto, inlined) = inline::inlined(&self.proto)?;
+        // Tensors of bodies were not looked at before.
+        tensors(proto.graph.as_ref()?).into_iter().try_for_each(tensor::check).ok()?;
         let model = Self { proto, source: self.source.clone(), spread: self.spread.clone(), inlined };
         Graph::new(&model).is_ok().then_some(model)
     }
