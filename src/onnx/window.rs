@@ -94,7 +94,7 @@ impl Window {
     }
 
     /// That of a transposed convolution with the pads that its `output_shape` or `auto_pad` stands for (ONNX operator ConvTranspose); those
-    /// of an `output_shape` only if the size of its input is known. The odd one of what is taken away is the last for `SAME_UPPER`, else
+    /// of an `output_shape`, or the output padding, only if the size of its input is known. The odd one of what is taken away is the last for `SAME_UPPER`, else
     /// the first.
     pub(super) fn closed(self, node: &NodeProto, input: &[Option<usize>]) -> Self {
         let stated = attributes::ints(node, "output_shape").filter(|s| !s.is_empty());
@@ -103,14 +103,18 @@ impl Window {
         }
         let (axes, upper) = (self.kernel.len(), self.padding == Padding::SameUpper);
         let unpadded = Self { padding: Padding::Given(vec![0; 2 * axes]), ..self.clone() };
-        let mut pads = vec![0; 2 * axes];
+        let (mut pads, mut output_padding) = (vec![0; 2 * axes], self.output_padding.clone());
         for axis in 0..axes {
             let total = match stated {
                 // Without pads it would be as large as this.
                 Some(sizes) => {
                     let wanted = sizes.get(axis).and_then(|&n| usize::try_from(n).ok());
                     let all = input.get(axis).copied().flatten().and_then(|n| unpadded.grown(axis, n));
-                    all.zip(wanted).and_then(|(all, wanted)| all.checked_sub(wanted))
+                    // What the kernel does not reach is added at the end.
+                    let short = all.zip(wanted).map_or(0, |(all, wanted)| wanted.saturating_sub(all));
+                    output_padding[axis] += short;
+                    let fits = short == 0 || output_padding[axis] < self.strides[axis];
+                    all.zip(wanted).filter(|_| fits).map(|(all, wanted)| all.saturating_sub(wanted))
                 }
                 // Of `stride` times its input, whatever that is. Where a kernel does not reach so far, runtimes differ.
                 None => (self.reach(axis) + self.output_padding[axis]).checked_sub(self.strides[axis]),
@@ -120,7 +124,7 @@ impl Window {
             pads[axis] = if upper { small } else { total - small };
             pads[axis + axes] = if upper { total - small } else { small };
         }
-        Self { padding: Padding::Given(pads), ..self }
+        Self { padding: Padding::Given(pads), output_padding, ..self }
     }
 
     /// Extent of the dilated kernel along an axis.
@@ -199,8 +203,10 @@ mod tests {
             ..AttributeProto::default()
         });
         assert_eq!(closed(&node), Padding::Given(vec![0, 1, 1, 1]));
-        // More than there is cannot be reached, nor what depends on an unknown size.
+        // One more than the kernel reaches is padding, more than a stride less one cannot be; nor what depends on an unknown size.
         node.attribute[1] = ints("output_shape", &[12, 11]);
+        assert_eq!(closed(&node), Padding::Given(vec![0, 1, 0, 1]));
+        node.attribute[1] = ints("output_shape", &[13, 11]);
         assert_eq!(closed(&node).auto_pad(), Some("SAME_LOWER"));
         let open = Window::of(&node, &[3, 3]).unwrap().closed(&node, &[None, Some(6)]);
         assert_eq!(open.padding.auto_pad(), Some("SAME_LOWER"));
