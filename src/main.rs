@@ -6,10 +6,8 @@ mod cli;
 mod zoo;
 
 use cli::streams::{self, is_stream};
-use cli::{Cli, CompressJob, InspectJob, Job, Output, TuneJob, VerifyJob, ZooJob, in_time};
-use onnx_jmd::{
-    Compilation, Error, Result, check, check_writable, compare, compile, inspect, tune, write_whole, writing,
-};
+use cli::{Cli, CompressJob, InspectJob, Job, Output, Outputs, TuneJob, VerifyJob, ZooJob, in_time};
+use onnx_jmd::{Compilation, Error, Result, check, compare, compile, inspect, tune, write_whole, writing};
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -127,19 +125,18 @@ fn compressed(job: CompressJob) -> Result<()> {
             return Err(Error::Options(format!("{name} needs the name of a file: {reason}")));
         }
     }
-    let json = file(&job.output.json);
-    let targets = [
-        ("the output", file(&job.model_output)),
+    let outputs = Outputs::new([
+        ("the output", job.model_output.as_ref()),
         ("--plan-out", job.plan_out.as_ref()),
         ("--report", job.report.as_ref()),
-        ("--json", json),
+        ("--json", job.output.json.as_ref()),
         ("--resume", job.resume.as_ref()),
-    ];
-    check_outputs(std::iter::once(&job.input).chain(&job.read), &targets)?;
-    check_places(&targets)?;
+    ])?;
+    outputs.apart_from(std::iter::once(&job.input).chain(&job.read))?;
+    outputs.check_writable()?;
     progress(&format!("reading {}", named(&job.input)));
     let model = streams::open(&job.input)?;
-    check_outputs(model.data_files(), &targets)?;
+    outputs.apart_from(model.data_files())?;
     let done = compile(&model, &job.options, &progress);
     let compilation = done.map_err(|error| explained(error.of_file(streams::name(&job.input))))?;
     // A build step that asks for a file gets one, even if it is the input, byte for byte.
@@ -200,12 +197,12 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
 /// `onnx-jmd inspect`.
 fn inspected(job: &InspectJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    let targets = [("--json", file(&job.output.json))];
-    check_outputs([&job.model], &targets)?;
-    check_places(&targets)?;
+    let outputs = Outputs::new([("--json", job.output.json.as_ref())])?;
+    outputs.apart_from([&job.model])?;
+    outputs.check_writable()?;
     progress(&format!("reading {}", named(&job.model)));
     let model = streams::open(&job.model)?;
-    check_outputs(model.data_files(), &targets)?;
+    outputs.apart_from(model.data_files())?;
     let found = inspect(&model, &job.groups);
     let found = found.map_err(|error| error.of_file(streams::name(&job.model)))?;
     tell(&job.output, (false, false), || found.to_json(), &found)
@@ -214,9 +211,9 @@ fn inspected(job: &InspectJob) -> Result<()> {
 /// `onnx-jmd verify`.
 fn verified(job: &VerifyJob) -> Result<()> {
     let progress = begin(&job.output)?;
-    let targets = [("--json", file(&job.output.json))];
-    check_outputs([&job.first, &job.second].into_iter().chain(&job.read), &targets)?;
-    check_places(&targets)?;
+    let outputs = Outputs::new([("--json", job.output.json.as_ref())])?;
+    outputs.apart_from([&job.first, &job.second].into_iter().chain(&job.read))?;
+    outputs.check_writable()?;
     if is_stream(&job.first) && is_stream(&job.second) {
         return Err(Error::Options(
             "only one of two models can come from standard input: name a file for the other".into(),
@@ -224,7 +221,7 @@ fn verified(job: &VerifyJob) -> Result<()> {
     }
     progress(&format!("reading {} and {}", named(&job.first), named(&job.second)));
     let (first, second) = (streams::open(&job.first)?, streams::open(&job.second)?);
-    check_outputs(first.data_files().chain(second.data_files()), &targets)?;
+    outputs.apart_from(first.data_files().chain(second.data_files()))?;
     let found = compare(&first, &second, &job.options, &progress)?;
     // What was found is told whether it is near enough or not.
     tell(&job.output, (false, false), || found.to_json(), &found)?;
@@ -235,11 +232,13 @@ fn verified(job: &VerifyJob) -> Result<()> {
 fn tuned(job: &TuneJob) -> Result<()> {
     let progress = begin(&job.output)?;
     streams::check_output(&job.model_output, job.output.json.as_deref(), false)?;
-    let model_output = Some(job.model_output.clone());
-    let targets =
-        [("the output", file(&model_output)), ("--json", file(&job.output.json)), ("--resume", job.resume.as_ref())];
-    check_outputs([&job.student, &job.teacher].into_iter().chain(&job.read), &targets)?;
-    check_places(&targets)?;
+    let outputs = Outputs::new([
+        ("the output", Some(&job.model_output)),
+        ("--json", job.output.json.as_ref()),
+        ("--resume", job.resume.as_ref()),
+    ])?;
+    outputs.apart_from([&job.student, &job.teacher].into_iter().chain(&job.read))?;
+    outputs.check_writable()?;
     if is_stream(&job.student) && is_stream(&job.teacher) {
         return Err(Error::Options(
             "only one of two models can come from standard input: name a file for the other".into(),
@@ -247,13 +246,13 @@ fn tuned(job: &TuneJob) -> Result<()> {
     }
     progress(&format!("reading {} and {}", named(&job.student), named(&job.teacher)));
     let (student, teacher) = (streams::open(&job.student)?, streams::open(&job.teacher)?);
-    check_outputs(student.data_files().chain(teacher.data_files()), &targets)?;
+    outputs.apart_from(student.data_files().chain(teacher.data_files()))?;
     let (model, report) = tune(&teacher, &student, &job.distillation, &progress)?;
     {
         let _whole = writing();
         in_time();
-        if let Some(path) = file(&model_output) {
-            model.save(path)?;
+        if !is_stream(&job.model_output) {
+            model.save(&job.model_output)?;
         }
         tell(&job.output, (is_stream(&job.model_output), true), || report.to_json(), &report)?;
     }
@@ -341,54 +340,4 @@ fn print(out: &mut impl Write, tables: &impl Display) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Refuses, before any work, files to write that are an input, or each other, or cannot be there.
-fn check_outputs<P: AsRef<Path>>(
-    inputs: impl IntoIterator<Item = P>,
-    targets: &[(&str, Option<&PathBuf>)],
-) -> Result<()> {
-    let files = inputs.into_iter().filter(|path| !is_stream(path.as_ref()));
-    let read: Vec<PathBuf> = files.filter_map(|path| std::fs::canonicalize(path).ok()).collect();
-    // A file that is put in its place is another.
-    let stdout = std::fs::canonicalize("/dev/stdout").ok();
-    let mut before: Vec<(&str, PathBuf)> = Vec::new();
-    for &(name, path) in targets {
-        let Some(path) = path else { continue };
-        let place = place(path)?;
-        if stdout.as_ref() == Some(&place) {
-            let reason = "is where standard output goes, which would be lost: name another file";
-            return Err(Error::Options(format!("{name}: {} {reason}", path.display())));
-        }
-        if read.contains(&place) {
-            return Err(Error::Options(format!("the output {} is an input: name another file", path.display())));
-        }
-        if let Some((other, _)) = before.iter().find(|(_, p)| *p == place) {
-            return Err(Error::Options(format!("{name} and {other} are one file, {}: name another", path.display())));
-        }
-        before.push((name, place));
-    }
-    Ok(())
-}
-
-/// Refuses, before any work, files that cannot be written.
-fn check_places(targets: &[(&str, Option<&PathBuf>)]) -> Result<()> {
-    targets.iter().filter_map(|target| target.1).try_for_each(|path| check_writable(path))
-}
-
-/// Where a file to write really is, links followed; refused if it cannot be there.
-fn place(path: &Path) -> Result<PathBuf> {
-    let failed = |source| Error::Write { path: path.to_owned(), source };
-    if path.is_dir() {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
-    }
-    if let Ok(existing) = std::fs::canonicalize(path) {
-        return Ok(existing);
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let folder = std::fs::canonicalize(folder).map_err(failed)?;
-    if !folder.is_dir() {
-        return Err(failed(std::io::Error::from(std::io::ErrorKind::NotADirectory)));
-    }
-    Ok(folder.join(path.file_name().unwrap_or_default()))
 }
