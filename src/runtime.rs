@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use std::borrow::Borrow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use tract_core::internal::DimLike;
+use tract_core::internal::{DimLike, TractErrorContext};
 use tract_core::ops::cnn::{Conv, PaddingSpec};
 use tract_core::prelude::{
     Framework, IntoTensor, TDim, TValue, TVec, Tensor, TractResult, TypedModel, TypedRunnableModel, tvec,
@@ -186,8 +186,9 @@ fn say_pads(graph: &mut TypedModel) -> TractResult<()> {
         let known = |pads: &mut dyn Iterator<Item = &TDim>| {
             pads.map(|pad| Ok(pad.to_usize()?)).collect::<TractResult<TVec<_>>>()
         };
-        let before = known(&mut pads.iter().map(|axis| &axis.pad_before))?;
-        let after = known(&mut pads.iter().map(|axis| &axis.pad_after))?;
+        let open = || format!("the pads of '{}' follow from a size that shows only as it runs", graph.nodes[at].name);
+        let before = known(&mut pads.iter().map(|axis| &axis.pad_before)).with_context(open)?;
+        let after = known(&mut pads.iter().map(|axis| &axis.pad_after)).with_context(open)?;
         if let Some(conv) = graph.nodes[at].op_as_mut::<Conv>() {
             conv.pool_spec.padding = PaddingSpec::Explicit(before, after);
         }

@@ -178,6 +178,17 @@ fn functions_that_cannot_be_inlined_are_left_and_named() {
     left(|m| m.functions[1].node[0].attribute[0].t.as_mut().unwrap().dims = vec![9]);
     // More inputs than it takes.
     left(|m| m.graph.as_mut().unwrap().node[0].input.push("image".into()));
+    // An attribute of a megabyte that ten thousand nodes refer to.
+    left(|m| {
+        let large = AttributeProto { ints: vec![1; 1 << 20], ..ints("large", &[]) };
+        m.functions[0].node[0].attribute.push(large);
+        let conv = m.functions[1].node[1].clone();
+        m.functions[1].node.extend((0..10_000).map(|at| NodeProto {
+            output: vec![format!("unused_{at}")],
+            attribute: vec![referring("pads", "large")],
+            ..conv.clone()
+        }));
+    });
     // Functions that call the next one twice each: two to the power of forty calls.
     left(|m| {
         for depth in 0..40 {
@@ -189,6 +200,28 @@ fn functions_that_cannot_be_inlined_are_left_and_named() {
         let graph = m.graph.as_mut().unwrap();
         graph.node.push(call("F0", &strings(&["image", "v", "w"]), &strings(&["bomb"])));
     });
+}
+
+#[test]
+fn data_of_bodies_in_other_files_is_read_and_found_missing() {
+    let mut model = nested(true);
+    let bias = model.functions[1].node[0].attribute[0].t.as_mut().unwrap();
+    let raw = bias.raw_data.take().unwrap();
+    bias.data_location = Some(support::proto::tensor_proto::DataLocation::External as i32);
+    bias.external_data
+        .push(support::proto::StringStringEntryProto { key: Some("location".into()), value: Some("bias.bin".into()) });
+    let scene = Scene::new(&model.encode_to_vec());
+    assert!(scene.fails("in.onnx elsewhere.onnx --ratio 1.2 -q", 3).contains("bias.bin"));
+    std::fs::write(scene.path("bias.bin"), &raw).unwrap();
+    std::fs::write(scene.path("plain.onnx"), nested(false).encode_to_vec()).unwrap();
+    scene.succeeds("verify in.onnx plain.onnx --max-difference 1e-6");
+    scene.path("other/out.onnx");
+    scene.succeeds("in.onnx other/out.onnx --ratio 1.2 -q");
+    scene.succeeds("plain.onnx plain-out.onnx --ratio 1.2 -q");
+    scene.succeeds("verify other/out.onnx plain-out.onnx --max-difference 1e-5");
+    // Where there is no folder to look in, too.
+    let output = scene.pipes("- - --ratio 1.2 --calib none -q", &scene.read("in.onnx"));
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

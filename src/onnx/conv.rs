@@ -193,7 +193,7 @@ impl fmt::Display for SkipReason {
             }
             Self::InFunction { function } => write!(
                 f,
-                "it stands in the local function '{function}', which cannot stand in the place of its calls: it is of another operator set, calls itself, or is too large"
+                "it stands in the local function '{function}', which is left as it is: it is of another operator set, calls itself, is too large or could not be taken apart"
             ),
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
             Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),

@@ -4,7 +4,7 @@
 //! Fields stand in the order of their numbers, as [`prost`] writes them. Those that may be large (`ModelProto.graph`, `GraphProto.node`,
 //! `GraphProto.initializer` and `TensorProto.raw_data`) are written between what stands before and what stands after them.
 
-use super::proto::{GraphProto, ModelProto, NodeProto, TensorProto};
+use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use prost::Message;
 use std::io::{BufWriter, Result, Write};
 
@@ -24,6 +24,11 @@ pub(super) fn write(model: &ModelProto, out: &mut dyn Write) -> Result<()> {
 /// Bytes that a node takes.
 pub(super) fn length(node: &NodeProto) -> usize {
     node.encoded_len()
+}
+
+/// Bytes that attributes take.
+pub(super) fn length_of(attributes: &[AttributeProto]) -> usize {
+    attributes.iter().map(Message::encoded_len).sum()
 }
 
 /// The bytes of a model's file.

@@ -146,11 +146,14 @@ impl<'m> Inliner<'m> {
             return None;
         }
         self.used.insert(key(function), function);
+        // Each node that refers to an attribute gets one of its own.
+        let given = encode::length(&node) + encode::length_of(&function.attribute_proto);
+        self.bytes += given;
         let owner = label(&node);
         let names = self.names(function, &node, &owner)?;
         for inner in function.node.iter().filter(|inner| hoisted(inner).is_none()) {
             let own = self.namer.fresh(&format!("{owner}/{}", label(inner)));
-            self.bytes += encode::length(inner) + own.len();
+            self.bytes = self.bytes.saturating_add(encode::length(inner) + own.len() + given * references(inner));
             if self.bytes > MOST_BYTES {
                 return None;
             }
@@ -230,6 +233,13 @@ fn hoisted(node: &NodeProto) -> Option<&TensorProto> {
     let [attribute] = &node.attribute[..] else { return None };
     let constant = is_standard(node) && node.op_type() == "Constant" && node.output.len() == 1;
     attribute.t.as_ref().filter(|_| constant && attribute.name() == "value" && attribute.ref_attr_name().is_empty())
+}
+
+/// How many attributes are the call's, within subgraphs too.
+fn references(node: &NodeProto) -> usize {
+    let own = node.attribute.iter().filter(|a| !a.ref_attr_name().is_empty()).count();
+    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+    own + graphs.flat_map(|g| &g.node).map(references).sum::<usize>()
 }
 
 /// Names that a node defines, within its subgraphs too.

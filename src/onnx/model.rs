@@ -95,9 +95,12 @@ impl Model {
         let failed = |source| Error::Read { path: path.to_owned(), source };
         let proto = ModelProto::decode(Bytes::from(std::fs::read(path).map_err(failed)?));
         let real = std::fs::canonicalize(path).map_err(failed)?;
-        let graph = proto.ok().and_then(|proto| proto.graph);
-        let beside = graph.zip(real.parent()).map(|(graph, folder)| external::files(&graph, folder));
-        Ok(std::iter::once(path.to_owned()).chain(beside.unwrap_or_default()).collect())
+        let mut beside = BTreeSet::new();
+        if let (Ok(proto), Some(folder)) = (proto, real.parent()) {
+            let bodies = proto.functions.into_iter().map(|f| GraphProto { node: f.node, ..GraphProto::default() });
+            proto.graph.into_iter().chain(bodies).for_each(|graph| beside.extend(external::files(&graph, folder)));
+        }
+        Ok(std::iter::once(path.to_owned()).chain(beside).collect())
     }
 
     /// Of a model that was opened: the files beside its own that its tensors were read from (external data), links followed.
@@ -127,6 +130,18 @@ impl Model {
             (Some(graph), Some(folder)) => external::read(graph, folder)?,
             _ => BTreeSet::new(),
         };
+        let mut files = files;
+        for function in &mut proto.functions {
+            // Bodies hold tensors as graphs do.
+            let mut body = GraphProto { node: std::mem::take(&mut function.node), ..GraphProto::default() };
+            if let Some(folder) = folder {
+                files.extend(external::read(&mut body, folder)?);
+            }
+            if let Some(tensor) = tensors(&body).into_iter().find(|t| external::is_external(t)) {
+                tensor::check(tensor)?;
+            }
+            function.node = body.node;
+        }
         let joined = !files.is_empty();
         if let Some(spread) = &mut spread {
             spread.files = files;
