@@ -31,12 +31,20 @@ pub struct VerifyOptions {
     pub seed: u64,
     /// Shapes of inputs that the model leaves open.
     pub input_shapes: Vec<InputShape>,
+    /// Size of a model in float32, in bytes, up to which it is run as a whole. A larger one is run part by part when it is compressed,
+    /// and calibrated only if that was asked for.
+    pub whole: u64,
+}
+
+impl VerifyOptions {
+    /// The default of [`VerifyOptions::whole`]: what a file takes at most that every reader of protocol buffers takes, 2 GiB.
+    pub const WHOLE: u64 = i32::MAX as u64;
 }
 
 impl Default for VerifyOptions {
     /// Four inputs, seed 0.
     fn default() -> Self {
-        Self { inputs: 4, seed: 0, input_shapes: Vec::new() }
+        Self { inputs: 4, seed: 0, input_shapes: Vec::new(), whole: Self::WHOLE }
     }
 }
 

@@ -46,7 +46,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
     let progress = Progress::new(progress);
     options.validate(original)?;
     // Decisions, fits and runs are in float32, whatever the kernels are stored in.
-    let wide = original.in_f32();
+    let wide = if options.is_lean(original) { original.mostly_in_f32() } else { original.in_f32() };
     let model = wide.as_ref().unwrap_or(original);
     progress.stage("matching", "finding repeated convolutions");
     let grouping = find_groups(model, &options.groups)?;

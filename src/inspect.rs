@@ -130,7 +130,7 @@ pub struct ReachRow {
 /// [`Error::Numerical`](crate::Error::Numerical).
 pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
     model.check_shapes(&options.input_shapes)?;
-    let wide = model.in_f32();
+    let wide = model.mostly_in_f32();
     let grouping = find_groups(wide.as_ref().unwrap_or(model), options)?;
     let graph = Graph::new(model)?;
     grouping.convs.iter().try_for_each(Conv::check_finite)?;

@@ -128,7 +128,22 @@ impl Options {
 
     /// Whether a model, in float32, is too large for a calibration that nobody asked for.
     pub(crate) fn spares(&self, model: &Model) -> bool {
-        self.gives_way() && model.is_large()
+        self.gives_way() && self.is_large(model)
+    }
+
+    /// Whether a model, in float32, is too large to be run as a whole.
+    fn is_large(&self, model: &Model) -> bool {
+        model.bytes_in_f32() > self.verify.as_ref().map_or(VerifyOptions::WHOLE, |how| how.whole)
+    }
+
+    /// Whether a model is so large that there is to be no copy of it, and all that is asked for can be done without one.
+    pub(crate) fn is_lean(&self, model: &Model) -> bool {
+        #[cfg(feature = "tune")]
+        let tuned = self.tuning.is_some();
+        #[cfg(not(feature = "tune"))]
+        let tuned = false;
+        let runs = self.calibration.is_some() && !self.gives_way() || self.images.is_some() || tuned;
+        !runs && self.is_large(model)
     }
 
     /// In how many steps the model is made smaller, and tuned after each.

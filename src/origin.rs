@@ -176,7 +176,7 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     // Where a calibration that nobody asked for failed, the plain weights decided.
     let by_weights = options.gives_way().then(|| options.by_weights());
     let weighed = by_weights.map(|options| now(original, &options, true)).transpose()?;
-    let wide = original.in_f32();
+    let wide = original.mostly_in_f32();
     let origin = match (now(original, options, false), weighed) {
         (_, Some(weighed)) if options.spares(wide.as_ref().unwrap_or(original)) => weighed,
         (Err(Error::NotDrawable { .. }), Some(weighed)) => weighed,
@@ -205,7 +205,7 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
 
 /// The origin of what a run would write; `weighed` says that it does so by the plain weights though nobody asked for that.
 fn now(original: &Model, options: &Options, weighed: bool) -> Result<Origin> {
-    let wide = original.in_f32();
+    let wide = original.mostly_in_f32();
     let model = wide.as_ref().unwrap_or(original);
     let given = &options.groups.input_shapes;
     let samples = options.calibration.as_ref().map(|on| {
@@ -220,7 +220,7 @@ fn now(original: &Model, options: &Options, weighed: bool) -> Result<Origin> {
 
 /// Whether there is nothing to compress, as far as that can be told without running the model.
 fn idle(original: &Model, options: &Options) -> Result<bool> {
-    let wide = original.in_f32();
+    let wide = original.mostly_in_f32();
     let model = wide.as_ref().unwrap_or(original);
     let grouping = find_groups(model, &options.groups)?;
     let calibrated = options.calibration.is_some();

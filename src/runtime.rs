@@ -117,6 +117,9 @@ impl Runner {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
         let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
         let shapes: Vec<InputShape> = inputs.iter().map(shape).collect();
+        // Nothing but our own code reads tensors of another type as float32.
+        let wide = model.kept().and_then(|_| model.in_f32());
+        let model = wide.as_ref().unwrap_or(model);
         let copy = model.legalised(&shapes);
         let copy = copy.as_ref().map_or(model, |(copy, _)| copy);
         if let Some(reason) = copy.unreasonable(&shapes) {

@@ -22,15 +22,17 @@ pub const REWRITE_TOLERANCE: f64 = 5e-4;
 /// [`Error::Unavailable`] if tract cannot run one of them, [`Error::Options`] if an input's shape is open. A rewrite
 /// error beyond [`REWRITE_TOLERANCE`] is [`Error::RewriteWrong`], but for what follows.
 ///
-/// Where tract cannot run the original, or it is one of 2 GiB or more, each decomposed convolution is run by itself instead, and
+/// Where tract cannot run the original, or it is larger than [`VerifyOptions::whole`], each decomposed convolution is run by itself instead, and
 /// [`Verification::parts`] says so. Where the models as a whole differ by more, and an operator behind a decomposed convolution rounds,
 /// compares or chooses, which makes a step of the last bit, they are held against each other up to the first such operators, and each
 /// convolution by itself.
 pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOptions) -> Result<Verification> {
-    if model.is_large() {
-        let reason =
-            "the model takes 2 GiB or more in float32, and to run it as a whole takes four times as much memory";
-        return parts(model, plan, compiled, options, "the model".into(), reason.into())?.judged();
+    if model.bytes_in_f32() > options.whole {
+        let reason = format!(
+            "the model takes more than {} MiB in float32, and to run it as a whole takes four times as much memory",
+            options.whole.div_ceil(1 << 20)
+        );
+        return parts(model, plan, compiled, options, "the model".into(), reason)?.judged();
     }
     match whole(model, plan, compiled, options) {
         Err(Error::Unavailable { what, reason }) => parts(model, plan, compiled, options, what, reason)?.judged(),

@@ -88,7 +88,7 @@ proptest! {
             let found = lost(&kernels, &factors);
             prop_assert!(found <= predicted + STORED * energy, "{form}: {found} against {predicted}");
             prop_assert_eq!(factors.parameters(), parameters(&form.chains(), &form.ranks(rank), &problem.shapes));
-            let of = |at: usize| factors.chains[0].factors[at].of(0).shape().to_vec();
+            let of = |at: usize| factors.chains[0].factors[at].of(0).floats().shape().to_vec();
             prop_assert_eq!(&of(0)[..], &[rank.min(inputs), inputs, 1, 1]);
             prop_assert_eq!(of(1)[..2].to_vec(), vec![rank.min(out), rank.min(inputs)]);
             if rank == out.max(inputs) {
@@ -131,6 +131,7 @@ proptest! {
         let rank = rank.min(full_rank(problem.shapes[0]));
         let (factors, _) = solve(Scheme::LeftShared, &kernels, rank, 0);
         let Factor::Shared(shared) = &factors.chains[0].factors[0] else { panic!("the first factor is own") };
+        let shared = shared.floats();
         for a in 0..rank {
             for b in 0..rank {
                 let rows = [a, b].map(|r| shared.index_axis(ndarray::Axis(0), r).mapv(f64::from));

@@ -3,6 +3,7 @@
 mod support;
 
 use half::{bf16, f16};
+use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, VerifyOptions, compile};
 use support::proto::{ModelProto, type_proto};
 use support::scene::Scene;
 use support::{decode, small_resnet};
@@ -88,4 +89,29 @@ fn infinite_halves_are_refused() {
     let scene = Scene::new(&prost::Message::encode_to_vec(&cast(&prost::Message::encode_to_vec(&model), FLOAT16)));
     // Some of the weights are infinite already.
     assert!(scene.fails("in.onnx out.onnx --ratio 1.6", 3).contains("NaN or an infinity"));
+}
+
+/// A large model is not copied to float32, but what is written is the same.
+#[test]
+fn models_beyond_what_is_run_as_a_whole_are_written_alike() {
+    let single = decode(&small_resnet(3));
+    let others = [FLOAT16, BFLOAT16, DOUBLE].map(|to| cast(&small_resnet(3), to));
+    for (at, model) in std::iter::once(single).chain(others).enumerate() {
+        let model = Model::from_bytes(prost::Message::encode_to_vec(&model)).unwrap();
+        for scheme in [SchemeChoice::Auto, SchemeChoice::Only(Scheme::LeftShared.into())] {
+            let plan = PlanOptions { policy: RankPolicy::Ratio(1.6), scheme, ..PlanOptions::default() };
+            let made = |whole: u64| {
+                let verify = Some(VerifyOptions { inputs: 2, whole, ..VerifyOptions::default() });
+                compile(&model, &Options { plan, verify, ..Options::default() }, &|_| ()).unwrap()
+            };
+            let (whole, by_parts) = (made(u64::MAX), made(model.file_bytes() / 2));
+            let bytes = |done: &onnx_jmd::Compilation| done.model.as_ref().unwrap().to_bytes();
+            assert_eq!(bytes(&whole), bytes(&by_parts), "{at}");
+            let (whole, by_parts) = (whole.report.verification.unwrap(), by_parts.report.verification.unwrap());
+            assert!(whole.parts.is_none() && whole.rewrite_error < 1e-4, "{at}: {whole:?}");
+            assert!(by_parts.rewrite_error < 1e-4, "{at}: {by_parts:?}");
+            let parts = by_parts.parts.unwrap();
+            assert!(parts.checked > 2 && parts.unchecked.is_empty() && parts.reason.contains("MiB"), "{at}: {parts:?}");
+        }
+    }
 }

@@ -185,7 +185,12 @@ impl Matching {
 
 impl Verification {
     pub(super) fn options(&self, input_shapes: Vec<InputShape>) -> VerifyOptions {
-        VerifyOptions { inputs: usize::from(self.verify_inputs), seed: self.seed, input_shapes }
+        VerifyOptions {
+            inputs: usize::from(self.verify_inputs),
+            seed: self.seed,
+            input_shapes,
+            ..VerifyOptions::default()
+        }
     }
 
     pub(super) fn gates(&self) -> Gates {

@@ -258,12 +258,11 @@ impl<'s> Refit<'s> {
     #[must_use]
     pub fn new(chains: &[ChainForm], factors: &Factors, members: &[(usize, [usize; 4], Seen<'s>)]) -> Self {
         let terms = chains.iter().zip(&factors.chains).map(|(form, chain)| {
-            let first = |&(at, ..): &(usize, _, Seen<'s>)| {
-                form.unfolding.unfold_first(chain.factors[0].of(at).mapv(f64::from).view())
-            };
+            let first =
+                |&(at, ..): &(usize, _, Seen<'s>)| form.unfolding.unfold_first(chain.factors[0].of(at).to_f64().view());
             // The last kernel as it is weighed, behind what is between it and the first.
             let weighed = |(at, _, seen): &(usize, [usize; 4], Seen<'s>), from: usize| {
-                let kernels = chain.factors[from..].iter().map(|f| f.of(*at).mapv(f64::from));
+                let kernels = chain.factors[from..].iter().map(|f| f.of(*at).to_f64());
                 let product = kernels.reduce(|a, b| compose(a.view(), b.view())).unwrap_or_default();
                 seen.weigh(product.view())
             };

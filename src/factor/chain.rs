@@ -2,11 +2,9 @@
 //! factor the member's own or shared by all of them.
 
 use super::linalg::left_inverse;
-use super::{ChainForm, Ownership};
-use ndarray::{ArcArray, Array2, Array4, ArrayView2, ArrayView4, Axis, Ix4, s};
-
-/// A kernel `[out, in, kh, kw]` rounded to the f32 that is written; what is written shares its memory.
-pub type StoredKernel = ArcArray<f32, Ix4>;
+use super::stored::{Arrangement, Narrow};
+use super::{ChainForm, Ownership, StoredKernel};
+use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
 
 /// Kernels at one place of a chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +69,7 @@ impl Chain {
         finish: &dyn Fn(usize, Array4<f64>) -> Array4<f64>,
     ) -> Self {
         let factor = |ownership: Ownership, kernel: &dyn Fn(usize) -> Array4<f64>| {
-            let rounded = |i: usize| kernel(i).mapv(|x| x as f32).into_shared();
+            let rounded = |i: usize| StoredKernel::from(kernel(i).mapv(|x| x as f32));
             match ownership {
                 Ownership::Shared => Factor::Shared(rounded(0)),
                 Ownership::Own => Factor::Own((0..shapes.len()).map(rounded).collect()),
@@ -116,34 +114,32 @@ impl Factors {
     #[must_use]
     pub fn reconstruct(&self, member: usize) -> Array4<f64> {
         let products = self.chains.iter().map(|chain| {
-            let mut kernels = chain.factors.iter().map(|f| f.of(member).mapv(f64::from));
+            let mut kernels = chain.factors.iter().map(|f| f.of(member).to_f64());
             let first = kernels.next().unwrap_or_default();
             kernels.fold(first, |product, next| compose(product.view(), next.view()))
         });
         products.reduce(|a, b| a + b).unwrap_or_default()
     }
 
-    /// Keeps elements in memory in the order in which they are stored: `turn` gives a kernel's axes in that order, and turns them back.
-    pub(crate) fn lay_out(&mut self, turn: impl Fn(StoredKernel) -> StoredKernel) {
-        for kernel in self.chains.iter_mut().flat_map(|c| &mut c.factors).flat_map(Factor::kernels_mut) {
-            let turned = turn(kernel.clone());
-            if !turned.is_standard_layout() {
-                *kernel = turn(turned.as_standard_layout().into_owned().into_shared());
-            }
-        }
+    fn kernels_mut(&mut self) -> impl Iterator<Item = &mut StoredKernel> {
+        self.chains.iter_mut().flat_map(|c| &mut c.factors).flat_map(Factor::kernels_mut)
     }
 
-    /// Changes every element.
-    pub(crate) fn map(&mut self, change: impl Fn(f32) -> f32) {
-        let factors = self.chains.iter_mut().flat_map(|c| &mut c.factors);
-        factors.flat_map(Factor::kernels_mut).for_each(|kernel| kernel.mapv_inplace(&change));
+    /// Keeps elements in memory in the order in which they are stored.
+    pub(crate) fn lay_out(&mut self, by: &impl Arrangement) {
+        self.kernels_mut().for_each(|kernel| kernel.lay_out(by));
     }
 
-    /// Whether every element is a number that f32 holds.
+    /// Rounds to a narrower type, and takes no more memory than it does.
+    pub(crate) fn narrow_to(&mut self, narrow: Narrow) {
+        self.kernels_mut().for_each(|kernel| kernel.narrow_to(narrow));
+    }
+
+    /// Whether every element is a number that its type holds.
     #[must_use]
     pub fn is_finite(&self) -> bool {
         let factors = self.chains.iter().flat_map(|c| &c.factors);
-        factors.flat_map(Factor::kernels).flatten().all(|x| x.is_finite())
+        factors.flat_map(Factor::kernels).all(StoredKernel::is_finite)
     }
 
     /// Elements stored, a shared factor once.

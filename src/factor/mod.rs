@@ -11,14 +11,17 @@ mod linalg;
 mod moment;
 mod scheme;
 mod solve;
+mod stored;
 mod target;
 mod unfold;
 
 pub use calibrated::{Refit, analyse_calibrated, factorize_calibrated, refit_dense};
-pub use chain::{Chain, Factor, Factors, StoredKernel, compose};
+pub use chain::{Chain, Factor, Factors, compose};
 pub(crate) use joint::workspace;
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond, respond_to_rows};
 pub use scheme::{ChainForm, Form, Ownership, Scheme, macs, parameters};
+pub use stored::StoredKernel;
+pub(crate) use stored::{Arrangement, Narrow};
 pub use target::{OutputNorm, Seen};
 pub use unfold::{Side, Unfolding};

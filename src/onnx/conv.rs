@@ -275,8 +275,8 @@ impl Conv {
             return Err(inconsistent(format!("its kernel has an empty axis: {dims:?}")));
         }
         let kind = kind(node, &dims, resolutions)?;
-        // Types other than float32 come here as copies in it.
-        if tensor.data_type() != DataType::Float as i32 {
+        // Types other than float32 come here as copies in it, or are read as if they were.
+        if tensor.data_type() != DataType::Float as i32 && !graph.reads_as_float(&tensor) {
             let element_type = DataType::try_from(tensor.data_type()).unwrap_or(DataType::Undefined);
             return Err(SkipReason::KernelType { element_type: element_type.as_str_name().into() });
         }
@@ -339,7 +339,7 @@ impl Conv {
     pub fn kernel(&self) -> Array4<f64> {
         // Type and shape were checked when the node was.
         let dims: Vec<usize> = self.kernel.dims.iter().map(|&d| d as usize).collect();
-        let elements = tensor::floats(&self.kernel).map(f64::from).collect();
+        let elements = tensor::floats_of(&self.kernel).into_iter().map(f64::from).collect();
         let kernel = self.kind.read(&dims, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
@@ -378,9 +378,10 @@ impl Conv {
             return self.kernel();
         }
         let shape = self.part_shape();
-        let count = shape.iter().product();
+        let count: usize = shape.iter().product();
         // One after the other, as ONNX stores them.
-        let elements = tensor::floats(&self.kernel).skip(part * count).take(count).map(f64::from).collect();
+        let elements = tensor::floats_within(&self.kernel, part * count..(part + 1) * count);
+        let elements = elements.into_iter().map(f64::from).collect();
         let kernel = Array4::from_shape_vec(shape, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().skip(part * shape[0]).take(shape[0]).copied()),

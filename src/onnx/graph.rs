@@ -28,6 +28,8 @@ pub(crate) struct Graph<'m> {
     /// Whether an output follows from a node.
     live: Vec<bool>,
     opset: i64,
+    /// In a model of float32, the type of tensors that are read as if they were.
+    kept: Option<i32>,
 }
 
 /// One reading of a value.
@@ -73,6 +75,7 @@ impl<'m> Graph<'m> {
             place: Vec::new(),
             live: Vec::new(),
             opset: model.opset(),
+            kept: model.kept().map(|precision| precision.data_type() as i32),
         };
         if model.proto().ir_version() >= 4 {
             graph.overridable = inputs.iter().copied().filter(|n| graph.initializers.contains_key(n)).collect();
@@ -184,6 +187,11 @@ impl<'m> Graph<'m> {
     /// The version of ONNX's own operators that the model is written in.
     pub(crate) fn opset(&self) -> i64 {
         self.opset
+    }
+
+    /// Whether a tensor of another type than float32 stands for one of it, see [`Model::mostly_in_f32`].
+    pub(crate) fn reads_as_float(&self, tensor: &TensorProto) -> bool {
+        self.kept.is_some_and(|kept| kept == tensor.data_type())
     }
 
     pub(crate) fn producer(&self, value: &str) -> Option<usize> {

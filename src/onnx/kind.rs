@@ -13,7 +13,8 @@ use super::Graph;
 use super::graph::is_standard;
 use super::proto::NodeProto;
 use super::window::Window;
-use ndarray::{Array4, ArrayBase, ArrayView4, Axis, Ix4, RawData};
+use crate::factor::Arrangement;
+use ndarray::{ArcArray, Array4, ArrayBase, ArrayView4, Axis, Ix4, RawData};
 use std::ops::Range;
 
 /// An operator with all that its attributes say.
@@ -177,6 +178,12 @@ impl Kind {
             .zip(extents)
             .flat_map(|(axes, extent)| axes.map(move |axis| if extent == 1 { 1 } else { window.kernel[axis] }));
         each.collect()
+    }
+}
+
+impl Arrangement for Kind {
+    fn arranged<T: Clone>(&self, kernel: ArcArray<T, Ix4>) -> ArcArray<T, Ix4> {
+        self.ordered(kernel)
     }
 }
 

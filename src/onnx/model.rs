@@ -47,6 +47,8 @@ pub struct Model {
     spread: Option<external::Spread>,
     /// Of a model that was read: the local functions whose bodies stand in the place of their calls. Its bytes still have them.
     inlined: Vec<String>,
+    /// In a model of float32 that was made of another: the type of large tensors that are read as if they were.
+    kept: Option<Precision>,
 }
 
 impl std::fmt::Debug for Model {
@@ -154,7 +156,7 @@ impl Model {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
         tensors(graph).into_iter().try_for_each(tensor::check)?;
-        let model = Self { proto, source: (!joined).then_some(source), spread, inlined: Vec::new() };
+        let model = Self { proto, source: (!joined).then_some(source), spread, inlined: Vec::new(), kept: None };
         Graph::new(&model)?;
         Ok(model.without_functions().unwrap_or(model))
     }
@@ -164,7 +166,7 @@ impl Model {
         let (proto, inlined) = inline::inlined(&self.proto)?;
         // Tensors of bodies were not looked at before.
         tensors(proto.graph.as_ref()?).into_iter().try_for_each(tensor::check).ok()?;
-        let model = Self { proto, source: self.source.clone(), spread: self.spread.clone(), inlined };
+        let model = Self { proto, source: self.source.clone(), spread: self.spread.clone(), inlined, kept: self.kept };
         Graph::new(&model).is_ok().then_some(model)
     }
 
@@ -184,10 +186,15 @@ impl Model {
         }
     }
 
-    /// Whether it takes more than one file that every reader of protocol buffers takes.
+    /// Size of the model in bytes, or of the same in float32 if that is more.
     #[cfg(feature = "verify")]
-    pub(crate) fn is_large(&self) -> bool {
-        self.file_bytes() > LARGEST_FILE
+    pub(crate) fn bytes_in_f32(&self) -> u64 {
+        let more = self.kernel_precision().filter(|p| p.is_narrow()).map_or(0, |precision| {
+            let tensors = self.proto.graph.as_ref().map(tensors).unwrap_or_default();
+            let narrow = tensors.into_iter().filter(|t| t.data_type() == precision.data_type() as i32);
+            narrow.filter_map(tensor::element_count).fold(0u64, |sum, n| sum.saturating_add(n.saturating_mul(2)))
+        });
+        self.file_bytes().saturating_add(more)
     }
 
     /// Size of the file in bytes.
@@ -403,7 +410,22 @@ impl Model {
 
     /// A model made here from the parts of a checked one.
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
-        Self { proto, source: None, spread: None, inlined: Vec::new() }
+        Self { proto, source: None, spread: None, inlined: Vec::new(), kept: None }
+    }
+
+    /// What is made of the model, its tensors read as they are in it.
+    pub(crate) fn derived(&self, proto: ModelProto) -> Self {
+        Self { kept: self.kept, ..Self::from_proto(proto) }
+    }
+
+    /// In a model of float32, the type of large tensors that are read as if they were, see [`Model::mostly_in_f32`].
+    pub(crate) fn kept(&self) -> Option<Precision> {
+        self.kept
+    }
+
+    /// The same, large tensors of a type read as float32.
+    pub(super) fn keeping(self, precision: Precision) -> Self {
+        Self { kept: Some(precision), ..self }
     }
 }
 

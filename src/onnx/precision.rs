@@ -3,11 +3,12 @@
 
 use super::external::each_tensor;
 use super::proto::{
-    AttributeProto, GraphProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType,
-    type_proto,
+    AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
+    tensor_proto::DataType, type_proto,
 };
-use super::tensor::{floats_of, is_number};
+use super::tensor::{element_count, floats_of, is_number};
 use super::{Graph, Model, Storage, is_layer};
+use crate::factor::Narrow;
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -42,7 +43,16 @@ impl Precision {
 
     /// Whether it takes fewer bits than float32.
     pub(crate) fn is_narrow(self) -> bool {
-        matches!(self, Self::Half | Self::Brain)
+        self.narrow().is_some()
+    }
+
+    /// Which type of less than 32 bits it is.
+    pub(crate) fn narrow(self) -> Option<Narrow> {
+        match self {
+            Self::Half => Some(Narrow::Half),
+            Self::Brain => Some(Narrow::Brain),
+            Self::Single | Self::Double => None,
+        }
     }
 
     /// The nearest number that this type holds; of float64 that of float32.
@@ -68,6 +78,9 @@ impl Precision {
 impl Model {
     /// The type of all kernels that are constants, of convolutions and fully connected layers; none where there are several.
     pub(crate) fn kernel_precision(&self) -> Option<Precision> {
+        if self.kept().is_some() {
+            return self.kept();
+        }
         let graph = Graph::new(self).ok()?;
         let layers = graph.nodes().iter().filter(|n| is_layer(&graph, n));
         let kernels = layers.filter_map(|n| {
@@ -89,18 +102,35 @@ impl Model {
     /// so do casts to it.
     #[must_use]
     pub fn in_f32(&self) -> Option<Self> {
-        let from = self.kernel_precision().filter(|p| *p != Precision::Single)?.data_type() as i32;
+        let from = self.kernel_precision().filter(|p| *p != Precision::Single)?;
+        Some(Self::from_proto(self.widened(from, &|_| false)?))
+    }
+
+    /// The same, but large tensors are as they were, share their memory with this model and are read as if they were float32: a copy
+    /// of them would take twice the memory of a model in float16.
+    #[must_use]
+    pub(crate) fn mostly_in_f32(&self) -> Option<Self> {
+        let from = self.kernel_precision().filter(|p| *p != Precision::Single)?;
+        // Of what is read otherwise, biases, scales and statistics, none has as many.
+        let large = |tensor: &TensorProto| tensor.dims.len() > 1 && element_count(tensor) >= Some(LEAST_KEPT);
+        Some(Self::from_proto(self.widened(from, &large)?).keeping(from))
+    }
+
+    fn widened(&self, from: Precision, keep: &dyn Fn(&TensorProto) -> bool) -> Option<ModelProto> {
         let mut proto = self.proto().clone();
-        widen(proto.graph.as_mut()?, from);
-        Some(Self::from_proto(proto))
+        widen(proto.graph.as_mut()?, from.data_type() as i32, keep);
+        Some(proto)
     }
 }
 
-/// Tensors, values and casts of one type as float32.
-fn widen(graph: &mut GraphProto, from: i32) {
+/// Elements of the smallest tensor that a copy in float32 shares.
+const LEAST_KEPT: u64 = 4096;
+
+/// Tensors, values and casts of one type as float32, but for tensors to keep.
+fn widen(graph: &mut GraphProto, from: i32, keep: &dyn Fn(&TensorProto) -> bool) {
     let single = DataType::Float as i32;
     each_tensor(graph, &mut |tensor| {
-        if tensor.data_type() == from && is_number(tensor) {
+        if tensor.data_type() == from && is_number(tensor) && !keep(tensor) {
             let raw: Vec<u8> = floats_of(tensor).into_iter().flat_map(f32::to_le_bytes).collect();
             tensor.data_type = Some(single);
             tensor.raw_data = Some(Bytes::from(raw));

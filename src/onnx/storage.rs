@@ -61,16 +61,22 @@ impl Storage {
     pub(crate) fn round(self, kernels: &mut [StoredKernel]) {
         match self {
             Self::Plain => {}
-            Self::Cast(precision) => kernels.iter_mut().for_each(|k| k.mapv_inplace(|x| precision.round(x))),
-            Self::Quantized { per_channel: true, .. } => {
-                for mut channel in kernels.iter_mut().flat_map(|k| k.axis_iter_mut(Axis(0))) {
-                    let scale = scale(channel.iter());
-                    channel.mapv_inplace(|x| whole(x, scale) * scale);
-                }
+            Self::Cast(precision) => {
+                let narrow = precision.narrow();
+                narrow.into_iter().for_each(|narrow| kernels.iter_mut().for_each(|k| k.narrow_to(narrow)));
             }
+            Self::Quantized { per_channel: true, .. } => kernels.iter_mut().for_each(|kernel| {
+                kernel.update(|floats| {
+                    for mut channel in floats.axis_iter_mut(Axis(0)) {
+                        let scale = scale(channel.iter());
+                        channel.mapv_inplace(|x| whole(x, scale) * scale);
+                    }
+                });
+            }),
             Self::Quantized { per_channel: false, .. } => {
-                let scale = scale(kernels.iter().flatten());
-                kernels.iter_mut().for_each(|k| k.mapv_inplace(|x| whole(x, scale) * scale));
+                let floats: Vec<_> = kernels.iter().map(StoredKernel::floats).collect();
+                let scale = scale(floats.iter().flatten());
+                kernels.iter_mut().for_each(|kernel| kernel.map(|x| whole(x, scale) * scale));
             }
         }
     }
@@ -189,15 +195,16 @@ mod tests {
         });
         for per_channel in [true, false] {
             let storage = Storage::Quantized { per_channel, scales: 0 };
-            let mut once = [kernel.clone().into_shared()];
+            let mut once = [kernel.clone().into()];
             storage.round(&mut once);
             let mut twice = once.clone();
             storage.round(&mut twice);
             assert_eq!(once, twice);
-            let (numbers, scales) = quantized(once[0].view(), per_channel);
+            let (numbers, scales) = quantized(once[0].floats().view(), per_channel);
             assert_eq!(scales.len(), if per_channel { 5 } else { 1 });
             for (at, channel) in numbers.axis_iter(Axis(0)).enumerate() {
-                let (scale, rounded) = (scales[at.min(scales.len() - 1)], once[0].index_axis(Axis(0), at));
+                let (scale, rounded) =
+                    (scales[at.min(scales.len() - 1)], once[0].floats().index_axis(Axis(0), at).to_owned());
                 assert!(channel.iter().all(|x| x.fract() == 0.0 && x.abs() <= 127.0));
                 assert_eq!(channel.mapv(|x| x * scale), rounded);
                 // At most half a step from what it was.

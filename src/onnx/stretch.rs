@@ -46,7 +46,7 @@ impl Model {
             output: wanted.iter().map(named).collect(),
             ..GraphProto::default()
         };
-        Ok(Self::from_proto(ModelProto {
+        Ok(self.derived(ModelProto {
             ir_version: proto.ir_version,
             opset_import: proto.opset_import.clone(),
             functions: proto.functions.clone(),

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::factor::StoredKernel;
 use bytes::Bytes;
 use ndarray::{ArrayD, IxDyn};
+use std::ops::Range;
 
 /// Bits of one element, or none for strings and types that this version does not know.
 pub(super) fn element_bits(data_type: i32) -> Option<u64> {
@@ -138,18 +139,30 @@ pub(super) fn is_number(tensor: &TensorProto) -> bool {
 
 /// The elements of a tensor of any floating-point type that passed [`check`], as float32.
 pub(super) fn floats_of(tensor: &TensorProto) -> Vec<f32> {
+    floats_within(tensor, 0..usize::MAX)
+}
+
+/// Some of them, by their positions.
+pub(super) fn floats_within(tensor: &TensorProto, places: Range<usize>) -> Vec<f32> {
+    fn within<'t, T>(all: &'t [T], places: &Range<usize>) -> std::slice::Iter<'t, T> {
+        all[places.start.min(all.len())..places.end.min(all.len())].iter()
+    }
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| &raw[..]);
+    // They stand in one of the two.
     let halves = || {
-        let stored = raw.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
-        stored.chain(tensor.int32_data.iter().map(|&x| x as u16))
+        let stored = within(raw.as_chunks::<2>().0, &places).map(|b| u16::from_le_bytes(*b));
+        stored.chain(within(&tensor.int32_data, &places).map(|&x| x as u16))
     };
     match Precision::of(tensor.data_type()) {
-        Some(Precision::Single) => floats(tensor).collect(),
+        Some(Precision::Single) => {
+            let stored = within(raw.as_chunks::<4>().0, &places).map(|b| f32::from_le_bytes(*b));
+            stored.chain(within(&tensor.float_data, &places).copied()).collect()
+        }
         Some(Precision::Half) => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
         Some(Precision::Brain) => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
         Some(Precision::Double) => {
-            let stored = raw.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b));
-            stored.chain(tensor.double_data.iter().copied()).map(|x| x as f32).collect()
+            let stored = within(raw.as_chunks::<8>().0, &places).map(|b| f64::from_le_bytes(*b));
+            stored.chain(within(&tensor.double_data, &places).copied()).map(|x| x as f32).collect()
         }
         None => Vec::new(),
     }
@@ -178,21 +191,27 @@ pub(crate) fn initializer(
     }
 }
 
-/// A float32 initializer of a kernel, which shares the kernel's memory if elements stand there as they are stored.
-pub(crate) fn kernel_initializer(name: String, dims: &[usize], kernel: StoredKernel) -> TensorProto {
-    if cfg!(target_endian = "big") || !kernel.is_standard_layout() {
-        return float_initializer(name, dims, kernel.iter().copied());
+/// An initializer of a kernel, which shares the kernel's memory if elements stand there as they are stored.
+pub(crate) fn kernel_initializer(
+    name: String,
+    dims: &[usize],
+    kernel: StoredKernel,
+    precision: Precision,
+) -> TensorProto {
+    let as_stored = precision != Precision::Double && precision.narrow() == kernel.narrow();
+    if cfg!(target_endian = "big") || !as_stored || kernel.bytes().is_none() {
+        return initializer(name, dims, kernel.floats().iter().copied(), precision);
     }
     struct Elements(StoredKernel);
     impl AsRef<[u8]> for Elements {
         fn as_ref(&self) -> &[u8] {
-            bytemuck::cast_slice(self.0.as_slice().unwrap_or_default())
+            self.0.bytes().unwrap_or_default()
         }
     }
     TensorProto {
         name: Some(name),
         dims: dims.iter().map(|&d| d as i64).collect(),
-        data_type: Some(DataType::Float as i32),
+        data_type: Some(precision.data_type() as i32),
         raw_data: Some(Bytes::from_owner(Elements(kernel))),
         ..TensorProto::default()
     }
@@ -235,11 +254,14 @@ pub(crate) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
 
 /// Whether no element of a float32 tensor is NaN or infinite.
 pub(super) fn is_finite(tensor: &TensorProto) -> bool {
-    floats(tensor).all(f32::is_finite)
+    match Precision::of(tensor.data_type()) {
+        Some(Precision::Single) => floats(tensor).all(f32::is_finite),
+        _ => floats_of(tensor).into_iter().all(f32::is_finite),
+    }
 }
 
 /// The elements of a float32 tensor, wherever they stand.
-pub(super) fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
+fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| raw.as_chunks::<4>().0);
     raw.iter().map(|b| f32::from_le_bytes(*b)).chain(tensor.float_data.iter().copied())
 }

@@ -76,7 +76,12 @@ pub(crate) struct Amends {
 /// [`Error::NotFinite`] or [`Error::Numerical`]; a plan for another model gives [`Error::Options`].
 pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
     let room = room(plan.parameters_before);
-    let solved = in_portions(&plan.groups, room, |group| group.workspace(&plan.convs), |group| solve(plan, group))?;
+    let solved = in_portions(
+        &plan.groups,
+        room,
+        |group| group.workspace(&plan.convs),
+        |group| solve(plan, group, model.kept()),
+    )?;
     let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
     let biases = biases.into_iter().flatten().collect();
     assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
@@ -87,7 +92,7 @@ pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, am
     for (group, factors) in plan.groups.iter().zip(&mut factors) {
         round(plan, group, factors)?;
         let kind = group.members.first().map(|&m| &plan.convs[m].kind);
-        kind.into_iter().for_each(|kind| factors.lay_out(|kernel| kind.ordered(kernel)));
+        kind.into_iter().for_each(|kind| factors.lay_out(kind));
     }
     let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(&factors).collect();
     let room = room(plan.parameters_before);
@@ -133,7 +138,7 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
     install(graph, plan, patches, added, ir_version);
     drop_unread(graph, &before);
     describe(&mut proto, plan);
-    Ok(Model::from_proto(proto))
+    Ok(model.derived(proto))
 }
 
 /// What takes the place of each decomposed convolution, by the position of its node; in a type and a version of the operators.
@@ -192,10 +197,10 @@ pub(crate) fn narrowed(
     compiled: Compiled,
     precision: Precision,
 ) -> Result<(Model, Compiled)> {
-    let Compiled { mut factors, mut amends, model, .. } = compiled;
+    let Compiled { mut factors, mut amends, model, errors } = compiled;
     // It shares the memory of the factors, which would be copied before they are changed.
     drop(model);
-    factors.iter_mut().for_each(|f| f.map(|x| precision.round(x)));
+    factors.iter_mut().for_each(|f| precision.narrow().into_iter().for_each(|narrow| f.narrow_to(narrow)));
     amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
     for (head, bias) in &mut amends.heads {
         head.weight.mapv_inplace(|x| f64::from(precision.round(x as f32)));
@@ -206,6 +211,11 @@ pub(crate) fn narrowed(
         return Err(Members { convs: &plan.convs, members: &group.members }.failed(reason));
     }
     let written = rewritten(original, plan, &factors, &amends)?;
+    if wide.kept().is_some() {
+        // The factors were rounded as they were found.
+        let model = written.mostly_in_f32().unwrap_or_else(|| written.clone());
+        return Ok((written, Compiled { model, factors, errors, amends }));
+    }
     let compiled = assemble(wide, plan, factors, amends)?;
     // What is verified is what is written.
     Ok(match written.in_f32() {
@@ -340,7 +350,7 @@ pub(crate) fn with_kernels<'c>(
     }
     graph.node = nodes;
     drop_unread(graph, &before);
-    Ok(Model::from_proto(proto))
+    Ok(model.derived(proto))
 }
 
 /// The names of a kernel that was replaced, and of its bias.
@@ -354,8 +364,8 @@ fn new_bias(conv: &Conv, given: Option<&Vec<f32>>) -> Option<Vec<f32>> {
     given.cloned().or_else(folded)
 }
 
-/// Factors of a group and, if it was calibrated, the biases of its members.
-fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
+/// Factors of a group, in the type that large tensors of the model are kept in, and, if it was calibrated, the biases of its members.
+fn solve(plan: &Plan, group: &GroupPlan, kept: Option<Precision>) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.form.chains();
     let failed = |reason: String| kernels.failed(reason);
@@ -375,6 +385,9 @@ fn solve(plan: &Plan, group: &GroupPlan) -> Result<(Factors, BTreeMap<usize, Vec
     }
     // Biases make up for what rounding does to the mean, too.
     round(plan, group, &mut factors)?;
+    if let Some(narrow) = kept.and_then(Precision::narrow) {
+        factors.narrow_to(narrow);
+    }
     let mut biases = BTreeMap::new();
     let Some(sights) = &plan.sights else { return Ok((factors, biases)) };
     for (&member, kernel) in group.members.iter().zip(kernels.reconstruct(&factors)) {
@@ -515,11 +528,12 @@ mod tests {
         }
     }
 
-    /// One layer with a kernel of these dimensions.
-    fn layer(operator: &str, dims: &[usize]) -> Model {
+    /// One layer with a kernel of these dimensions in this type.
+    fn layer(operator: &str, dims: &[usize], precision: Precision) -> Model {
         let value = |name: &str| ValueInfoProto { name: Some(name.into()), ..ValueInfoProto::default() };
         let count: usize = dims.iter().product();
-        let kernel = float_initializer("w".into(), dims, (0..count).map(|i| ((i * 37 + i * i) % 101) as f32 - 50.0));
+        let values = (0..count).map(|i| ((i * 37 + i * i) % 101) as f32 - 50.0);
+        let kernel = initializer("w".into(), dims, values, precision);
         let node = NodeProto {
             op_type: Some(operator.into()),
             input: vec!["x".into(), "w".into()],
@@ -544,24 +558,36 @@ mod tests {
 
     #[test]
     fn what_is_written_shares_the_memory_of_the_factors() {
-        for (operator, dims) in
-            [("Conv", &[24, 20, 3, 3][..]), ("ConvTranspose", &[24, 20, 3, 3]), ("MatMul", &[40, 30])]
+        let layers = [("Conv", &[24, 20, 3, 3][..]), ("ConvTranspose", &[24, 20, 3, 3]), ("MatMul", &[40, 30])];
+        let types = [Precision::Single, Precision::Half, Precision::Brain];
+        for ((operator, dims), precision) in
+            layers.into_iter().flat_map(|layer| types.map(|precision| (layer, precision)))
         {
-            let model = layer(operator, dims);
-            let grouping = find_groups(&model, &GroupOptions::default()).expect("it is sound");
+            let model = layer(operator, dims, precision);
+            let wide = model.mostly_in_f32();
+            let read = wide.as_ref().unwrap_or(&model);
+            let grouping = find_groups(read, &GroupOptions::default()).expect("it is sound");
             let plan = PlanOptions { policy: RankPolicy::Ratio(2.0), allow_more_macs: true, ..PlanOptions::default() };
-            let plan = Plan::build(&model, &grouping, &plan).expect("the ratio is in reach");
-            let compiled = apply(&model, &plan).expect("it converges");
-            let kernels =
-                || compiled.factors.iter().flat_map(|f| &f.chains).flat_map(|c| &c.factors).flat_map(Factor::kernels);
-            // The first in memory, wherever the first of the axes is.
-            let memory: Vec<usize> =
-                kernels().filter_map(|k| k.iter().map(|x| std::ptr::from_ref(x).addr()).min()).collect();
-            let graph = compiled.model.proto().graph.as_ref().expect("it has one");
-            let written = graph.initializer.iter().filter_map(|t| t.raw_data.as_ref()).map(|raw| raw.as_ptr().addr());
-            let written: Vec<usize> = written.collect();
-            assert_eq!(written.len(), 2, "{operator}");
-            assert!(written.iter().all(|at| memory.contains(at)), "{operator}");
+            let plan = Plan::build(read, &grouping, &plan).expect("the ratio is in reach");
+            let compiled = apply(read, &plan).expect("it converges");
+            let (written, compiled) = match &wide {
+                Some(wide) => narrowed(&model, wide, &plan, compiled, precision).expect("they are numbers"),
+                None => (compiled.model.clone(), compiled),
+            };
+            let kernels = compiled.factors.iter().flat_map(|f| &f.chains).flat_map(|c| &c.factors);
+            let arranged = kernels.flat_map(Factor::kernels).map(|k| k.clone().arranged(&plan.convs[0].kind));
+            let memory: Vec<usize> = arranged.map(|k| k.bytes().expect("in order").as_ptr().addr()).collect();
+            for model in [&written, &compiled.model] {
+                let graph = model.proto().graph.as_ref().expect("it has one");
+                let stored =
+                    graph.initializer.iter().filter_map(|t| t.raw_data.as_ref()).map(|raw| raw.as_ptr().addr());
+                let stored: Vec<usize> = stored.collect();
+                assert_eq!(stored.len(), 2, "{operator}");
+                // In the model that is run, only large ones are as they are written.
+                let shared = stored.iter().filter(|at| memory.contains(at)).count();
+                let large = graph.initializer.iter().filter(|t| t.data_type() == precision.data_type() as i32).count();
+                assert_eq!(shared, large, "{operator} {precision:?}");
+            }
         }
     }
 }

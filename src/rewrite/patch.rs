@@ -110,7 +110,7 @@ impl Patch {
                 let place = place(factors, c, f);
                 let kernel = || match own.len() {
                     1 => factor.of(own.start).clone(),
-                    _ => stacked(own.clone().map(|part| factor.of(part).to_owned())).into_shared(),
+                    _ => stacked(own.clone().map(|part| factor.of(part).floats().into_owned())).into(),
                 };
                 let weight = match shared.get(&(c, f)) {
                     Some(name) => name.clone(),
@@ -185,23 +185,16 @@ impl Patch {
                 ..NodeProto::default()
             });
         };
+        let (dims, ordered) = (conv.kind.dims(kernel.dim()), || kernel.clone().arranged(&conv.kind));
         match conv.storage {
-            Storage::Plain if read == Precision::Single => {
-                let (dims, ordered) = (conv.kind.dims(kernel.dim()), conv.kind.ordered(kernel.clone()));
-                self.initializers.push(kernel_initializer(name.to_owned(), &dims, ordered));
-            }
-            Storage::Plain => {
-                let (dims, elements) = conv.kind.store(kernel.view());
-                self.initializers.push(initializer(name.to_owned(), &dims, elements.into_iter(), read));
-            }
+            Storage::Plain => self.initializers.push(kernel_initializer(name.to_owned(), &dims, ordered(), read)),
             Storage::Cast(narrow) => {
-                let (dims, elements) = conv.kind.store(kernel.view());
                 let stored = namer.fresh(&format!("{name}_stored"));
                 converted("Cast", vec![stored.clone()], vec![integer("to", read.data_type() as i64)]);
-                self.initializers.push(initializer(stored, &dims, elements.into_iter(), narrow));
+                self.initializers.push(kernel_initializer(stored, &dims, ordered(), narrow));
             }
             Storage::Quantized { per_channel, .. } => {
-                let (numbers, scales) = quantized(kernel.view(), per_channel);
+                let (numbers, scales) = quantized(kernel.floats().view(), per_channel);
                 let (dims, elements) = conv.kind.store(numbers.view());
                 let stored = namer.fresh(&format!("{name}_quantized"));
                 let scale = namer.fresh(&format!("{name}_scale"));
@@ -250,7 +243,7 @@ fn attributes(conv: &Conv, chain: &Chain, member: usize, factor: usize) -> Vec<A
         }
         Kind::MatMul => return Vec::new(),
     };
-    let extent = |f: usize, axis: usize| chain.factors[f].of(member).shape()[2 + axis];
+    let extent = |f: usize, axis: usize| <[usize; 4]>::from(chain.factors[f].of(member).dim())[2 + axis];
     let carries = |axis: usize| {
         // An axis of extent one everywhere goes where a stride is cheapest: it makes a value smaller, transposed larger.
         let cheapest = if conv.kind.is_transposed() { chain.factors.len() - 1 } else { 0 };
