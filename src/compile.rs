@@ -19,7 +19,7 @@ use crate::runtime::{Feed, inputs as fixed, shapes as named};
 use crate::steps::Start;
 #[cfg(feature = "tune")]
 use crate::tune::{Tuned, tuned};
-use crate::verify::verify;
+use crate::verify::{too_large, verify};
 use std::collections::BTreeMap;
 
 /// The result of a run.
@@ -331,6 +331,9 @@ const TRACED: usize = 8;
 /// Some inputs on which the error is followed, and what they are: of the images, of what was calibrated on, or drawn as for
 /// verification.
 fn traced(options: &Options, model: &Model, images: Option<&Samples>) -> Result<(Vec<Feed>, String)> {
+    if options.is_large(model) {
+        return Err(Error::Unavailable { what: "the model".into(), reason: too_large(options.whole()) });
+    }
     let few = |samples: &Samples| samples.feeds(0..samples.len().min(TRACED));
     let inputs = fixed(model, &options.groups.input_shapes)?;
     Ok(match (images, &options.calibration) {

@@ -12,6 +12,7 @@ use crate::progress::Progress;
 use crate::report::{AgreementRow, CalibrationRow};
 use crate::rewrite::{Compiled, apply};
 use crate::search::{Built, largest_ratio, scored_curve};
+use crate::verify::too_large;
 use ndarray::Array4;
 
 /// A plan and, unless it is a dry run, what was made of it.
@@ -49,9 +50,8 @@ fn make(
     progress: &Progress<'_>,
 ) -> Result<Made> {
     if options.spares(model) {
-        let reason =
-            "it takes 2 GiB or more in float32, and to run it several times that (--calib drawn does so all the same)";
-        return Err(Error::Unavailable { what: "the model".into(), reason: reason.into() });
+        let reason = format!("{} (--calib drawn does so all the same)", too_large(options.whole()));
+        return Err(Error::Unavailable { what: "the model".into(), reason });
     }
     let asked = match options.max_drop {
         // Every ratio from here on may be asked for.

@@ -128,15 +128,20 @@ impl Options {
 
     /// Whether a model, in float32, is too large for a calibration that nobody asked for.
     pub(crate) fn spares(&self, model: &Model) -> bool {
-        self.gives_way() && self.is_large(model)
+        self.gives_way() && (model.kept().is_some() || self.is_large(model))
+    }
+
+    /// Size in float32, in bytes, up to which a model is run as a whole.
+    pub(crate) fn whole(&self) -> u64 {
+        self.verify.as_ref().map_or(VerifyOptions::WHOLE, |how| how.whole)
     }
 
     /// Whether a model, in float32, is too large to be run as a whole.
-    fn is_large(&self, model: &Model) -> bool {
-        model.bytes_in_f32() > self.verify.as_ref().map_or(VerifyOptions::WHOLE, |how| how.whole)
+    pub(crate) fn is_large(&self, model: &Model) -> bool {
+        model.is_larger_in_f32(self.whole())
     }
 
-    /// Whether a model is so large that there is to be no copy of it, and all that is asked for can be done without one.
+    /// Whether a model is so large that no copy is made of its kernels, and nothing is asked for that runs it as a whole.
     pub(crate) fn is_lean(&self, model: &Model) -> bool {
         #[cfg(feature = "tune")]
         let tuned = self.tuning.is_some();

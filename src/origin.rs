@@ -176,9 +176,8 @@ pub fn check(original: &Model, options: &Options, output: &Path, external_data: 
     // Where a calibration that nobody asked for failed, the plain weights decided.
     let by_weights = options.gives_way().then(|| options.by_weights());
     let weighed = by_weights.map(|options| now(original, &options, true)).transpose()?;
-    let wide = original.mostly_in_f32();
     let origin = match (now(original, options, false), weighed) {
-        (_, Some(weighed)) if options.spares(wide.as_ref().unwrap_or(original)) => weighed,
+        (_, Some(weighed)) if options.spares(original) => weighed,
         (Err(Error::NotDrawable { .. }), Some(weighed)) => weighed,
         (Ok(_), Some(weighed)) if written.metadata(OPTIONS_KEY) == Some(&weighed.options) => weighed,
         (origin, _) => origin?,

@@ -27,11 +27,8 @@ pub const REWRITE_TOLERANCE: f64 = 5e-4;
 /// compares or chooses, which makes a step of the last bit, they are held against each other up to the first such operators, and each
 /// convolution by itself.
 pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyOptions) -> Result<Verification> {
-    if model.bytes_in_f32() > options.whole {
-        let reason = format!(
-            "the model takes more than {} MiB in float32, and to run it as a whole takes four times as much memory",
-            options.whole.div_ceil(1 << 20)
-        );
+    if model.is_larger_in_f32(options.whole) {
+        let reason = too_large(options.whole);
         return parts(model, plan, compiled, options, "the model".into(), reason)?.judged();
     }
     match whole(model, plan, compiled, options) {
@@ -41,6 +38,12 @@ pub fn verify(model: &Model, plan: &Plan, compiled: &Compiled, options: &VerifyO
         }
         other => other,
     }
+}
+
+/// Why a model beyond this size is not run as a whole.
+pub(crate) fn too_large(whole: u64) -> String {
+    let size = whole as f64 / f64::from(1 << 20);
+    format!("it takes more than {size:.0} MiB in float32, and to run it as a whole several times that")
 }
 
 /// What is left of a difference between the models as a whole without operators that make a step of the last bit; the same if there are

@@ -302,6 +302,23 @@ fn pixels_that_scaling_makes_no_numbers_are_refused() {
 
 #[cfg(unix)]
 #[test]
+fn samples_that_show_nothing_are_refused() {
+    let scene = Scene::new(&small_resnet(2));
+    for (value, last) in [(0, 0), (7, 7), (0, 200)] {
+        // One pixel is enough to see something.
+        let mut black = vec![value; 2 * 3 * 32 * 32];
+        *black.last_mut().unwrap() = last;
+        std::fs::write(scene.path("black.npy"), npy("|u1", &[2, 3, 32, 32], &black)).unwrap();
+        if last == value {
+            let message = scene.refuses("--calib black.npy");
+            assert!(message.contains("black.npy") && message.contains("one value throughout"), "{message}");
+        } else {
+            scene.writes("--calib black.npy");
+        }
+    }
+}
+
+#[test]
 fn a_pipe_in_a_folder_of_pictures_is_no_picture() {
     let scene = Scene::new(&small_resnet(2));
     RgbImage::from_fn(32, 32, |x, y| Rgb([x as u8, y as u8, 9])).save(scene.path("pictures/a.png")).unwrap();
@@ -314,7 +331,8 @@ fn a_pipe_in_a_folder_of_pictures_is_no_picture() {
 #[test]
 fn inputs_that_become_no_numbers_are_refused_in_a_sentence() {
     let scene = Scene::new(&small_resnet(2));
-    let pixels: Vec<u8> = (0..40 * 3 * 32 * 32).flat_map(|_| 1e38f32.to_le_bytes()).collect();
+    let pixels: Vec<u8> =
+        (0..40 * 3 * 32 * 32).flat_map(|at| if at % 7 > 0 { 1e38f32 } else { 9e37 }.to_le_bytes()).collect();
     std::fs::write(scene.path("large.npy"), npy("<f4", &[40, 3, 32, 32], &pixels)).unwrap();
     let message = scene.fails("in.onnx out.onnx --ratio 1.5 --calib large.npy -q", 2);
     assert!(message.contains("large.npy: what 'Conv_") && message.contains("--preprocess"), "{message}");

@@ -4,7 +4,7 @@ mod support;
 
 use half::{bf16, f16};
 use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, VerifyOptions, compile};
-use support::proto::{ModelProto, type_proto};
+use support::proto::{ModelProto, NodeProto, TensorProto, type_proto};
 use support::scene::Scene;
 use support::{decode, small_resnet};
 
@@ -91,6 +91,37 @@ fn infinite_halves_are_refused() {
     assert!(scene.fails("in.onnx out.onnx --ratio 1.6", 3).contains("NaN or an infinity"));
 }
 
+/// What is calibrated on follows from the model's own arithmetic on its input, too.
+#[test]
+fn what_was_made_of_another_type_is_known_again() {
+    let mut model = decode(&small_resnet(3));
+    let graph = model.graph.as_mut().unwrap();
+    let image = graph.input[0].name().to_owned();
+    graph.node.iter_mut().flat_map(|n| &mut n.input).filter(|i| **i == image).for_each(|i| *i = "centred".into());
+    let mean = (0..3 * 32 * 32).flat_map(|at| (110.0 + (at % 64) as f32 / 4.0).to_le_bytes()).collect::<Vec<u8>>();
+    graph.initializer.push(TensorProto {
+        name: Some("mean".into()),
+        dims: vec![1, 3, 32, 32],
+        data_type: Some(1),
+        raw_data: Some(mean.into()),
+        ..TensorProto::default()
+    });
+    let subtract = NodeProto {
+        name: Some("subtract".into()),
+        op_type: Some("Sub".into()),
+        input: vec![image, "mean".into()],
+        output: vec!["centred".into()],
+        ..NodeProto::default()
+    };
+    graph.node.insert(0, subtract);
+    let scene = Scene::new(&prost::Message::encode_to_vec(&cast(&prost::Message::encode_to_vec(&model), FLOAT16)));
+    let options = "in.onnx out.onnx --ratio 1.6 --calib-samples 4";
+    let said = scene.succeeds(options);
+    assert!(said.contains("written so"), "{said}");
+    scene.succeeds(&format!("{options} --check"));
+    scene.fails(&format!("{options} --seed 5 --check"), 12);
+}
+
 /// A large model is not copied to float32, but what is written is the same.
 #[test]
 fn models_beyond_what_is_run_as_a_whole_are_written_alike() {
@@ -104,7 +135,7 @@ fn models_beyond_what_is_run_as_a_whole_are_written_alike() {
                 let verify = Some(VerifyOptions { inputs: 2, whole, ..VerifyOptions::default() });
                 compile(&model, &Options { plan, verify, ..Options::default() }, &|_| ()).unwrap()
             };
-            let (whole, by_parts) = (made(u64::MAX), made(model.file_bytes() / 2));
+            let (whole, by_parts) = (made(u64::MAX), made(model.file_bytes() / 4));
             let bytes = |done: &onnx_jmd::Compilation| done.model.as_ref().unwrap().to_bytes();
             assert_eq!(bytes(&whole), bytes(&by_parts), "{at}");
             let (whole, by_parts) = (whole.report.verification.unwrap(), by_parts.report.verification.unwrap());

@@ -86,6 +86,10 @@ impl Calibration {
     pub(crate) fn new(model: &Model, on: &CalibrationInputs, given: &[InputShape]) -> Result<Self> {
         let inputs = inputs(model, given)?;
         let mut samples = on.images.fit(model, &shapes(&inputs), Some(on.most))?;
+        if samples.are_blank()? {
+            let reason = "each of its samples is one value throughout, of which nothing can be learnt: give inputs as the model sees them, or --calib none";
+            return Err(samples.misfit(reason.into()));
+        }
         let images_each = if on.mirror && samples.mirror() { 2 } else { 1 };
         Ok(Self { count: samples.len(), samples, images_each, inputs })
     }

@@ -88,7 +88,7 @@ impl StoredKernel {
     /// Whether every element is a number that its type holds.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        each!(&self.0, kernel => kernel.iter().all(|x| f32::from(*x).is_finite()))
+        each!(&self.0, kernel => kernel.iter().all(|x| x.is_finite()))
     }
 
     /// Changes every element, and rounds it to the type.

@@ -79,6 +79,29 @@ impl Samples {
         made.into_iter().collect()
     }
 
+    /// Whether each sample is one value throughout, of which nothing can be learnt: black pictures, an array that was never filled.
+    ///
+    /// # Errors
+    /// [`Error::Images`] if a picture cannot be decoded.
+    pub(crate) fn are_blank(&self) -> Result<bool> {
+        fn same<T: PartialEq>(all: &[T]) -> bool {
+            all.iter().all(|x| *x == all[0])
+        }
+        let told = |slot: &Slot| slot.dims.iter().product::<usize>() > 1;
+        for (index, (place, slot)) in
+            (0..self.places.len()).flat_map(|i| self.slots.iter().enumerate().map(move |s| (i, s)))
+        {
+            let blank = match self.values(index, place, slot)?.0 {
+                Elements::Bytes(all) => same(&all),
+                Elements::Floats(all) | Elements::Integers(all) => same(&all),
+            };
+            if told(slot) && !blank {
+                return Ok(false);
+            }
+        }
+        Ok(self.slots.iter().any(told))
+    }
+
     /// The axes of height and width, if the model reads one picture and nothing else.
     #[cfg(feature = "tune")]
     pub(crate) fn picture_axes(&self) -> Option<[usize; 2]> {

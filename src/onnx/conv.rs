@@ -339,7 +339,7 @@ impl Conv {
     pub fn kernel(&self) -> Array4<f64> {
         // Type and shape were checked when the node was.
         let dims: Vec<usize> = self.kernel.dims.iter().map(|&d| d as usize).collect();
-        let elements = tensor::floats_of(&self.kernel).into_iter().map(f64::from).collect();
+        let elements = tensor::floats_within(&self.kernel, 0..usize::MAX);
         let kernel = self.kind.read(&dims, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
@@ -381,7 +381,6 @@ impl Conv {
         let count: usize = shape.iter().product();
         // One after the other, as ONNX stores them.
         let elements = tensor::floats_within(&self.kernel, part * count..(part + 1) * count);
-        let elements = elements.into_iter().map(f64::from).collect();
         let kernel = Array4::from_shape_vec(shape, elements).unwrap_or_default();
         match &self.batch_norm {
             Some(norm) => per_output(kernel, norm.scale.iter().skip(part * shape[0]).take(shape[0]).copied()),

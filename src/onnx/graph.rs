@@ -189,7 +189,7 @@ impl<'m> Graph<'m> {
         self.opset
     }
 
-    /// Whether a tensor of another type than float32 stands for one of it, see [`Model::mostly_in_f32`].
+    /// Whether a tensor of another type than float32 is read as if it were, see [`Model::mostly_in_f32`].
     pub(crate) fn reads_as_float(&self, tensor: &TensorProto) -> bool {
         self.kept.is_some_and(|kept| kept == tensor.data_type())
     }

@@ -8,9 +8,9 @@ use super::proto::{
 };
 use super::window::LARGEST;
 use super::write::{write_whole, write_with};
-use super::{Graph, encode, external, foreign, inline, is_standard, tensor};
+use super::{Graph, Precision, encode, external, foreign, inline, is_standard, tensor};
 #[cfg(feature = "tune")]
-use super::{Precision, initializer, read_floats};
+use super::{initializer, read_floats};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 #[cfg(feature = "tune")]
@@ -186,15 +186,24 @@ impl Model {
         }
     }
 
-    /// Size of the model in bytes, or of the same in float32 if that is more.
+    /// Whether the model, if its kernels and what else is of their type were float32, takes more than so many bytes.
     #[cfg(feature = "verify")]
-    pub(crate) fn bytes_in_f32(&self) -> u64 {
-        let more = self.kernel_precision().filter(|p| p.is_narrow()).map_or(0, |precision| {
-            let tensors = self.proto.graph.as_ref().map(tensors).unwrap_or_default();
-            let narrow = tensors.into_iter().filter(|t| t.data_type() == precision.data_type() as i32);
-            narrow.filter_map(tensor::element_count).fold(0u64, |sum, n| sum.saturating_add(n.saturating_mul(2)))
-        });
-        self.file_bytes().saturating_add(more)
+    pub(crate) fn is_larger_in_f32(&self, than: u64) -> bool {
+        let bytes = self.file_bytes();
+        // Tensors of the type that is exchanged may be all of it.
+        if !(than.div_ceil(2)..=than.saturating_mul(2)).contains(&bytes) {
+            return bytes > than;
+        }
+        let Some(precision) = self.kernel_precision() else { return bytes > than };
+        let tensors = self.proto.graph.as_ref().map(tensors).unwrap_or_default();
+        let exchanged = tensors.into_iter().filter(|t| t.data_type() == precision.data_type() as i32);
+        let elements = exchanged.filter_map(tensor::element_count).fold(0u64, u64::saturating_add);
+        let in_f32 = match precision {
+            Precision::Half | Precision::Brain => bytes.saturating_add(elements.saturating_mul(2)),
+            Precision::Single => bytes,
+            Precision::Double => bytes.saturating_sub(elements.saturating_mul(4)),
+        };
+        in_f32 > than
     }
 
     /// Size of the file in bytes.
@@ -378,7 +387,7 @@ impl Model {
             let made = initializer(tensor.name().to_owned(), &dims, values.iter().copied(), precision);
             *tensor = TensorProto { doc_string: tensor.doc_string.take(), ..made };
         }
-        Self::from_proto(proto)
+        self.derived(proto)
     }
 
     /// The same model with some metadata properties set.
@@ -392,7 +401,7 @@ impl Model {
                 None => proto.metadata_props.push(StringStringEntryProto { key: Some(key.into()), value }),
             }
         }
-        Self::from_proto(proto)
+        self.derived(proto)
     }
 
     /// Of a model that was opened: whether tensors stand in other files exactly where [`Model::save_external`] with this threshold,

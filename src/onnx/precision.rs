@@ -1,16 +1,18 @@
 //! Models in other floating-point types than float32: everything is decided, fitted and run on a copy in float32, which holds
-//! float16 and bfloat16 exactly; what is written keeps the type.
+//! float16 and bfloat16 exactly; what is written keeps the type. Of a large model the copy shares the kernels, which are read as if
+//! they were float32.
 
 use super::external::each_tensor;
 use super::proto::{
-    AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
-    tensor_proto::DataType, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
+    attribute_proto::AttributeType, tensor_proto::DataType, type_proto,
 };
-use super::tensor::{element_count, floats_of, is_number};
-use super::{Graph, Model, Storage, is_layer};
+use super::tensor::{floats_of, is_number};
+use super::{Graph, Model, Storage, Use, is_layer, is_standard};
 use crate::factor::Narrow;
 use bytes::Bytes;
 use half::{bf16, f16};
+use std::collections::HashSet;
 
 /// A floating-point type that kernels are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,34 +105,59 @@ impl Model {
     #[must_use]
     pub fn in_f32(&self) -> Option<Self> {
         let from = self.kernel_precision().filter(|p| *p != Precision::Single)?;
-        Some(Self::from_proto(self.widened(from, &|_| false)?))
+        Some(Self::from_proto(self.widened(from, &HashSet::new())?))
     }
 
-    /// The same, but large tensors are as they were, share their memory with this model and are read as if they were float32: a copy
-    /// of them would take twice the memory of a model in float16.
+    /// The same, but kernels and tables are as they were, share their memory with this model and are read as if they were float32: a
+    /// copy of them would take twice the memory of a model in float16. They are initializers that nothing but layers reads, as their
+    /// kernels, or `Gather`.
     #[must_use]
     pub(crate) fn mostly_in_f32(&self) -> Option<Self> {
         let from = self.kernel_precision().filter(|p| *p != Precision::Single)?;
-        // Of what is read otherwise, biases, scales and statistics, none has as many.
-        let large = |tensor: &TensorProto| tensor.dims.len() > 1 && element_count(tensor) >= Some(LEAST_KEPT);
-        Some(Self::from_proto(self.widened(from, &large)?).keeping(from))
+        let graph = Graph::new(self).ok()?;
+        let keeps = |node: &NodeProto, place: usize| match place {
+            0 => is_standard(node) && node.op_type() == "Gather",
+            1 => is_layer(&graph, node),
+            _ => false,
+        };
+        let kept = graph.proto().initializer.iter().map(TensorProto::name).filter(|name| {
+            let read = |each: &Use| matches!(*each, Use::Node(node, place) if keeps(&graph.nodes()[node], place));
+            graph.constant(name).is_some() && graph.uses(name).iter().all(read)
+        });
+        let kept: HashSet<&str> = kept.collect();
+        Some(Self::from_proto(self.widened(from, &kept)?).keeping(from))
     }
 
-    fn widened(&self, from: Precision, keep: &dyn Fn(&TensorProto) -> bool) -> Option<ModelProto> {
+    /// Tensors, values and casts of one type as float32, but for initializers to keep.
+    fn widened(&self, from: Precision, kept: &HashSet<&str>) -> Option<ModelProto> {
         let mut proto = self.proto().clone();
-        widen(proto.graph.as_mut()?, from.data_type() as i32, keep);
+        let graph = proto.graph.as_mut()?;
+        let data_type = from.data_type() as i32;
+        // Aside, or they would be tensors of the graph.
+        let keep = |tensor: &TensorProto| tensor.data_type() == data_type && kept.contains(tensor.name());
+        let places = graph.initializer.iter_mut().enumerate().filter(|(_, tensor)| keep(tensor));
+        let aside: Vec<(usize, TensorProto)> = places.map(|(at, tensor)| (at, std::mem::take(tensor))).collect();
+        widen(graph, data_type);
+        for (at, mut tensor) in aside {
+            if tensor.raw_data.is_none() {
+                // Copies of these bytes share them.
+                let mut raw = Vec::new();
+                floats_of(&tensor).into_iter().for_each(|x| from.store(x, &mut raw));
+                tensor.raw_data = Some(Bytes::from(raw));
+                tensor.int32_data.clear();
+                tensor.double_data.clear();
+            }
+            graph.initializer[at] = tensor;
+        }
         Some(proto)
     }
 }
 
-/// Elements of the smallest tensor that a copy in float32 shares.
-const LEAST_KEPT: u64 = 4096;
-
-/// Tensors, values and casts of one type as float32, but for tensors to keep.
-fn widen(graph: &mut GraphProto, from: i32, keep: &dyn Fn(&TensorProto) -> bool) {
+/// Tensors, values and casts of one type as float32.
+fn widen(graph: &mut GraphProto, from: i32) {
     let single = DataType::Float as i32;
     each_tensor(graph, &mut |tensor| {
-        if tensor.data_type() == from && is_number(tensor) && !keep(tensor) {
+        if tensor.data_type() == from && is_number(tensor) {
             let raw: Vec<u8> = floats_of(tensor).into_iter().flat_map(f32::to_le_bytes).collect();
             tensor.data_type = Some(single);
             tensor.raw_data = Some(Bytes::from(raw));

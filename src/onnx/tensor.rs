@@ -142,8 +142,8 @@ pub(super) fn floats_of(tensor: &TensorProto) -> Vec<f32> {
     floats_within(tensor, 0..usize::MAX)
 }
 
-/// Some of them, by their positions.
-pub(super) fn floats_within(tensor: &TensorProto, places: Range<usize>) -> Vec<f32> {
+/// Some of them, by their positions, as float32 or what that becomes.
+pub(super) fn floats_within<T: From<f32>>(tensor: &TensorProto, places: Range<usize>) -> Vec<T> {
     fn within<'t, T>(all: &'t [T], places: &Range<usize>) -> std::slice::Iter<'t, T> {
         all[places.start.min(all.len())..places.end.min(all.len())].iter()
     }
@@ -156,13 +156,13 @@ pub(super) fn floats_within(tensor: &TensorProto, places: Range<usize>) -> Vec<f
     match Precision::of(tensor.data_type()) {
         Some(Precision::Single) => {
             let stored = within(raw.as_chunks::<4>().0, &places).map(|b| f32::from_le_bytes(*b));
-            stored.chain(within(&tensor.float_data, &places).copied()).collect()
+            stored.chain(within(&tensor.float_data, &places).copied()).map(T::from).collect()
         }
-        Some(Precision::Half) => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
-        Some(Precision::Brain) => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
+        Some(Precision::Half) => halves().map(|bits| T::from(half::f16::from_bits(bits).to_f32())).collect(),
+        Some(Precision::Brain) => halves().map(|bits| T::from(half::bf16::from_bits(bits).to_f32())).collect(),
         Some(Precision::Double) => {
             let stored = within(raw.as_chunks::<8>().0, &places).map(|b| f64::from_le_bytes(*b));
-            stored.chain(within(&tensor.double_data, &places).copied()).map(|x| x as f32).collect()
+            stored.chain(within(&tensor.double_data, &places).copied()).map(|x| T::from(x as f32)).collect()
         }
         None => Vec::new(),
     }
@@ -252,7 +252,7 @@ pub(crate) fn read_integers(tensor: &TensorProto) -> Option<Vec<i64>> {
     })
 }
 
-/// Whether no element of a float32 tensor is NaN or infinite.
+/// Whether no element of a tensor of a floating-point type is NaN or infinite.
 pub(super) fn is_finite(tensor: &TensorProto) -> bool {
     match Precision::of(tensor.data_type()) {
         Some(Precision::Single) => floats(tensor).all(f32::is_finite),
@@ -260,7 +260,7 @@ pub(super) fn is_finite(tensor: &TensorProto) -> bool {
     }
 }
 
-/// The elements of a float32 tensor, wherever they stand.
+/// The elements of a tensor that is float32, wherever they stand.
 fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| raw.as_chunks::<4>().0);
     raw.iter().map(|b| f32::from_le_bytes(*b)).chain(tensor.float_data.iter().copied())

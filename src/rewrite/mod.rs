@@ -91,15 +91,26 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
 pub(crate) fn assemble(model: &Model, plan: &Plan, mut factors: Vec<Factors>, amends: Amends) -> Result<Compiled> {
     for (group, factors) in plan.groups.iter().zip(&mut factors) {
         round(plan, group, factors)?;
+    }
+    lay_out(plan, &mut factors);
+    let errors = errors(plan, &factors)?;
+    let model = rewritten(model, plan, &factors, &amends)?;
+    Ok(Compiled { model, factors, errors, amends })
+}
+
+/// Keeps factors in memory in the order in which they are stored.
+fn lay_out(plan: &Plan, factors: &mut [Factors]) {
+    for (group, factors) in plan.groups.iter().zip(factors) {
         let kind = group.members.first().map(|&m| &plan.convs[m].kind);
         kind.into_iter().for_each(|kind| factors.lay_out(kind));
     }
-    let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(&factors).collect();
-    let room = room(plan.parameters_before);
+}
+
+/// How far the factors of each group are from its kernels.
+fn errors(plan: &Plan, factors: &[Factors]) -> Result<Vec<f64>> {
+    let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(factors).collect();
     let error = |(group, factors): &(&GroupPlan, &Factors)| Ok(reconstruction_error(plan, group, factors));
-    let errors = in_portions(&groups, room, |(group, _)| group.workspace(&plan.convs), error)?;
-    let model = rewritten(model, plan, &factors, &amends)?;
-    Ok(Compiled { model, factors, errors, amends })
+    in_portions(&groups, room(plan.parameters_before), |(group, _)| group.workspace(&plan.convs), error)
 }
 
 /// Rounds factors to what the kernels are stored as.
@@ -197,8 +208,8 @@ pub(crate) fn narrowed(
     compiled: Compiled,
     precision: Precision,
 ) -> Result<(Model, Compiled)> {
-    let Compiled { mut factors, mut amends, model, errors } = compiled;
-    // It shares the memory of the factors, which would be copied before they are changed.
+    let Compiled { mut factors, mut amends, model, errors: found } = compiled;
+    // It would hold the memory of the factors as they were.
     drop(model);
     factors.iter_mut().for_each(|f| precision.narrow().into_iter().for_each(|narrow| f.narrow_to(narrow)));
     amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
@@ -210,18 +221,15 @@ pub(crate) fn narrowed(
         let reason = format!("its factors exceed what {} holds", precision.data_type().as_str_name());
         return Err(Members { convs: &plan.convs, members: &group.members }.failed(reason));
     }
+    lay_out(plan, &mut factors);
     let written = rewritten(original, plan, &factors, &amends)?;
-    if wide.kept().is_some() {
-        // The factors were rounded as they were found.
-        let model = written.mostly_in_f32().unwrap_or_else(|| written.clone());
-        return Ok((written, Compiled { model, factors, errors, amends }));
-    }
-    let compiled = assemble(wide, plan, factors, amends)?;
-    // What is verified is what is written.
-    Ok(match written.in_f32() {
-        Some(model) => (written, Compiled { model, ..compiled }),
-        None => (written, compiled),
-    })
+    // What is verified is what is written. Where kernels are kept, factors were rounded as they were found.
+    let (model, errors) = match wide.kept() {
+        Some(_) => (written.mostly_in_f32(), found),
+        None => (written.in_f32(), errors(plan, &factors)?),
+    };
+    let model = model.map_or_else(|| rewritten(wide, plan, &factors, &amends), Ok)?;
+    Ok((written, Compiled { model, factors, errors, amends }))
 }
 
 /// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the
