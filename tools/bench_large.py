@@ -8,8 +8,8 @@
         [--binary target/release/onnx-jmd] [OPTION ...]
 
 Two convolutions and as many tables of 64 MiB as it takes, which are left alone; or convolutions of 36 MiB in residual blocks alone, all
-to be decomposed, each of 18 MiB if they are float16. In a file beside the model. An OPTION is one of onnx-jmd, instead of the ones here. Needs twice as much room in the
-folder for temporary files.
+to be decomposed; half of that each in float16. In a file beside the model. An OPTION is one of onnx-jmd, instead of the ones here. Needs
+twice as much room in the folder for temporary files.
 """
 import argparse, os, pathlib, subprocess, sys, tempfile, time
 
