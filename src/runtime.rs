@@ -117,8 +117,10 @@ impl Runner {
         let unavailable = |reason: String| Error::Unavailable { what: what.into(), reason };
         let shape = |input: &Input| InputShape { name: Some(input.name.clone()), dims: input.dims.clone() };
         let shapes: Vec<InputShape> = inputs.iter().map(shape).collect();
-        // Nothing but our own code reads tensors of another type as float32.
-        let wide = model.kept().and_then(|_| model.in_f32());
+        // tract knows operators by their names, whatever their domain, and a function may have that of any.
+        let plain = model.without_calls();
+        let model = plain.as_ref().unwrap_or(model);
+        let wide = model.in_widest();
         let model = wide.as_ref().unwrap_or(model);
         let copy = model.legalised(&shapes);
         let copy = copy.as_ref().map_or(model, |(copy, _)| copy);

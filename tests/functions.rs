@@ -4,7 +4,9 @@ mod support;
 
 use onnx_jmd::{GroupOptions, Model, SkipReason, find_groups};
 use prost::Message;
-use support::proto::{AttributeProto, FunctionProto, ModelProto, NodeProto, OperatorSetIdProto};
+use support::proto::{
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+};
 use support::scene::Scene;
 use support::{ConvSpec, ModelBuilder, decode, ints, small_resnet};
 
@@ -171,7 +173,8 @@ fn functions_that_cannot_be_inlined_are_left_and_named() {
         let named = NodeProto { input: strings(&["x", "v"]), output: strings(&["more"]), attribute: vec![], ..conv };
         m.functions[0].node.push(named);
     });
-    assert_eq!(reasons, [SkipReason::InFunction { function: "Pair".into() }]);
+    // Its own, and that of what it calls.
+    assert_eq!(reasons, vec![SkipReason::InFunction { function: "Pair".into() }; 2]);
     // A name that is none of the function's.
     left(|m| m.functions[1].node[2].input[0] = "nowhere".into());
     // A constant that is shorter than it says.
@@ -242,4 +245,124 @@ fn functions_without_layers_and_of_runtimes_stay() {
     nodes.for_each(|n| n.domain = Some("com.microsoft".into()));
     let opened = Model::from_bytes(model.encode_to_vec()).unwrap();
     assert!(opened.inlined().is_empty());
+}
+
+/// An `If` on a constant whose branches each give a value of one name.
+fn branches(given: impl Fn(&str) -> Vec<NodeProto>) -> [NodeProto; 2] {
+    let branch = |name: &str| AttributeProto {
+        name: Some(name.into()),
+        r#type: Some(5),
+        g: Some(GraphProto {
+            name: Some(name.into()),
+            node: given(name),
+            output: vec![ValueInfoProto { name: Some("r".into()), ..ValueInfoProto::default() }],
+            ..GraphProto::default()
+        }),
+        ..AttributeProto::default()
+    };
+    let yes = TensorProto { data_type: Some(9), raw_data: Some(vec![1].into()), ..TensorProto::default() };
+    let value =
+        AttributeProto { name: Some("value".into()), r#type: Some(4), t: Some(yes), ..AttributeProto::default() };
+    let node = |op: &str, input: &[&str], output: &str, attribute| NodeProto {
+        op_type: Some(op.into()),
+        name: Some(format!("{op}-{output}")),
+        input: strings(input),
+        output: strings(&[output]),
+        attribute,
+        ..NodeProto::default()
+    };
+    let attribute = vec![branch("then_branch"), branch("else_branch")];
+    [node("Constant", &[], "yes", vec![value]), node("If", &["yes"], "z", attribute)]
+}
+
+/// tract knows an operator by its name, whatever its domain.
+#[test]
+fn functions_named_like_operators_are_run_as_their_bodies() {
+    let model = |op: &str| {
+        let mut b = ModelBuilder::new(&[1, 3, 16, 16], 5);
+        let x = b.conv("image", &ConvSpec::new(8, 3));
+        let y = b.unary(op, &x);
+        let z = b.conv(&y, &ConvSpec::new(8, 3));
+        b.build_proto(&[&z])
+    };
+    let scene = Scene::new(&model("Neg").encode_to_vec());
+    let mut named = model("Neg");
+    wrapped(&mut named, "Relu", 1..2);
+    std::fs::write(scene.path("named.onnx"), named.encode_to_vec()).unwrap();
+    scene.succeeds("verify in.onnx named.onnx --max-difference 1e-6");
+    scene.succeeds("in.onnx plain-out.onnx --ratio 2 --calib none -q");
+    let told = scene.succeeds("named.onnx out.onnx --ratio 2 --calib none");
+    assert!(told.contains("rewrite error") && !told.contains("NOT as a whole"), "{told}");
+    scene.succeeds("verify out.onnx plain-out.onnx --max-difference 1e-6");
+    let told = scene.succeeds("named.onnx out.onnx --ratio 2 --calib-samples 8");
+    assert!(told.contains("rewrite error") && !told.contains("NOT as a whole"), "{told}");
+    // What stays in the file is the call.
+    assert_eq!(decode(&scene.read("out.onnx")).functions.len(), 1);
+    // Nobody knows what it is without its body.
+    named.functions.clear();
+    std::fs::write(scene.path("named.onnx"), named.encode_to_vec()).unwrap();
+    scene.fails("verify in.onnx named.onnx", 7);
+    let told = scene.succeeds("named.onnx out.onnx --ratio 2");
+    assert!(told.contains("NOT as a whole") && told.contains("local:Relu"), "{told}");
+}
+
+#[test]
+fn functions_that_make_kernels_stand_in_the_place_of_their_calls() {
+    let mut model = nested(false);
+    let graph = model.graph.as_mut().unwrap();
+    let at = graph.initializer.iter().position(|t| t.name() == "w").unwrap();
+    let kernel = graph.initializer.remove(at);
+    let value =
+        AttributeProto { t: Some(kernel), r#type: Some(4), name: Some("value".into()), ..AttributeProto::default() };
+    let constant = NodeProto {
+        op_type: Some("Constant".into()),
+        output: strings(&["k"]),
+        attribute: vec![value],
+        ..NodeProto::default()
+    };
+    graph.node.insert(0, call("Kernel", &[], &strings(&["w"])));
+    model.functions.push(function("Kernel", &[], &strings(&["k"]), vec![constant]));
+    model.opset_import.push(OperatorSetIdProto { domain: Some("local".into()), version: Some(1) });
+    let opened = Model::from_bytes(model.encode_to_vec()).unwrap();
+    assert_eq!(opened.inlined(), ["Kernel"]);
+    assert_eq!(find_groups(&opened, &GroupOptions::default()).unwrap().convs.len(), 2);
+    assert_eq!(opened.parameters(), Model::from_bytes(nested(false).encode_to_vec()).unwrap().parameters());
+}
+
+#[test]
+fn a_function_that_a_subgraph_calls_too_stays_and_counts() {
+    let plain = Model::from_bytes(nested(true).encode_to_vec()).unwrap();
+    let reasons = left(|m| {
+        let inner = |name: &str| {
+            vec![NodeProto { name: Some(name.into()), ..call("Layer", &strings(&["c", "w"]), &strings(&["r"])) }]
+        };
+        m.functions[0].node.extend(branches(inner));
+        assert_eq!(Model::from_bytes(m.encode_to_vec()).unwrap().parameters(), plain.parameters());
+    });
+    let within = |name: &str| SkipReason::InFunction { function: name.into() };
+    assert!(reasons.contains(&within("Pair")), "{reasons:?}");
+    // Two of one name: there is no saying which is called.
+    left(|m| m.functions.push(m.functions[1].clone()));
+}
+
+#[test]
+fn branches_of_a_body_may_each_have_a_value_of_one_name() {
+    let mut model = nested(true);
+    let inner = |name: &str| {
+        let op = if name == "then_branch" { "Abs" } else { "Neg" };
+        vec![NodeProto {
+            op_type: Some(op.into()),
+            name: Some(name.into()),
+            input: strings(&["d"]),
+            output: strings(&["r"]),
+            ..NodeProto::default()
+        }]
+    };
+    model.functions[0].node.extend(branches(inner));
+    model.functions[0].output[0] = "z".into();
+    // What `If` gives is the absolute of what is positive already.
+    let scene = Scene::new(&model.encode_to_vec());
+    std::fs::write(scene.path("plain.onnx"), nested(false).encode_to_vec()).unwrap();
+    assert_eq!(Model::open(scene.path("in.onnx")).unwrap().inlined(), ["Layer", "Pair"]);
+    scene.succeeds("verify in.onnx plain.onnx --max-difference 1e-6");
 }

@@ -542,15 +542,14 @@ fn kernels_stored_narrower_than_they_are_read_become_factors_stored_alike() {
         });
         let model = Model::from_bytes(bytes).unwrap();
         let plan = PlanOptions { policy: RankPolicy::Ratio(2.0), align: 1, ..PlanOptions::default() };
-        // tract knows no bfloat16 behind a cast, neither of the original nor of what is written.
-        let verify = Options::default().verify.filter(|_| data_type == 10);
-        let found = compile(&model, &Options { plan, verify, ..Options::default() }, &|_| ()).unwrap();
+        let found = compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap();
         let (small, report) = (found.model.unwrap(), found.report);
         let ((before, _), (after, rest)) = (bytes_by_type(&model, data_type), bytes_by_type(&small, data_type));
         assert!(after * 19 < before * 10 && rest <= 4 * (32 + 24), "{before} {after} {rest}");
         assert_eq!(report.totals.parameters.after, small.parameters());
         assert_eq!(report.totals.weights.after + 32 + 24, small.parameters());
-        assert!(report.verification.is_none_or(|found| found.rewrite_error < 1e-5));
+        // tract knows no bfloat16, but a copy in float32 is the same.
+        assert!(report.verification.is_some_and(|found| found.rewrite_error < 1e-5 && found.parts.is_none()));
         let rounded = report.groups.iter().map(|g| g.reconstruction_error.unwrap() - g.predicted_error);
         assert!(rounded.fold(0.0, f64::max) < 0.01);
         let operators = operators(&small);

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{
     Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, attributes, is_layer, is_standard,
+    layers_within,
 };
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -99,12 +100,8 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
         let node = &graph.nodes()[index];
         let unknown = |name: String, reason: SkipReason| Skipped { name, reason, macs: None };
         let owner = || crate::onnx::label(node);
-        let function =
-            model.proto().functions.iter().find(|f| f.name() == node.op_type() && f.domain() == node.domain());
-        skipped.extend(function.into_iter().flat_map(|f| f.node.iter()).filter(|n| role::is_conv(n)).map(|n| {
-            let within = SkipReason::InFunction { function: node.op_type().to_owned() };
-            unknown(format!("{}/{}", owner(), crate::onnx::label(n)), within)
-        }));
+        let within = || SkipReason::InFunction { function: node.op_type().to_owned() };
+        skipped.extend(layers_within(&model.proto().functions, node).into_iter().map(|way| unknown(way, within())));
         skipped
             .extend(role::inner_convs(node).into_iter().map(|n| unknown(n, SkipReason::InSubgraph { node: owner() })));
         if !is_layer(&graph, node) {

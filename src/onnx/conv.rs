@@ -173,7 +173,10 @@ impl fmt::Display for SkipReason {
                 write!(f, "its kernel '{tensor}' is also a graph input, which callers may replace")
             }
             Self::KernelType { element_type } => {
-                write!(f, "its kernel is {element_type}; only FLOAT is decomposed")
+                write!(
+                    f,
+                    "its kernel is {element_type}: only FLOAT is decomposed, and other types where all kernels are of one and none is quantized"
+                )
             }
             Self::KernelQuantized { value } => write!(
                 f,
@@ -193,7 +196,7 @@ impl fmt::Display for SkipReason {
             }
             Self::InFunction { function } => write!(
                 f,
-                "it stands in the local function '{function}', which is left as it is: it is of another operator set, calls itself, is too large or could not be taken apart"
+                "it stands in the local function '{function}', which is left as it is: it is of another operator set, is called from a subgraph, too, calls itself, is too large or could not be taken apart"
             ),
             Self::InSubgraph { node } => write!(f, "it stands in a subgraph of node '{node}'"),
             Self::ForeignDomain { domain } => write!(f, "its operator is of domain '{domain}'"),

@@ -1,8 +1,11 @@
 //! Local functions in the place of their calls (onnx.proto, `FunctionProto`; PyTorch's first dynamo exporters make one of each module).
 //!
-//! Only where a function that is called holds a layer with a kernel, itself or in what it calls: then all are, but for those of domains
-//! whose operators runtimes know better than by their bodies. A constant of a body is an initializer that all calls share.
-//! A model is left as it is where that would not be the same, or would take more than [`MOST_NODES`] or [`MOST_BYTES`].
+//! Only where a function that is called holds a layer with a kernel, itself or in what it calls, or makes a layer's kernel or bias: then
+//! all are, but for those of domains whose operators runtimes know better than by their bodies, and those that subgraphs call, too, as
+//! they would have to stay. A constant of a body is an initializer that all calls share. A model is left as it is where that would not
+//! be the same, or would take more than [`MOST_NODES`] or [`MOST_BYTES`].
+//!
+//! In the copy that a runtime is given that knows operators by their names alone, all functions stand in the place of their calls.
 
 use super::encode;
 use super::graph::{Namer, is_standard, label};
@@ -17,6 +20,9 @@ const MOST_BYTES: usize = 1 << 26;
 const DEEPEST: usize = 64;
 /// Operators with a kernel.
 const LAYERS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
+
+/// Those that surely have one, whatever stands around them.
+const KERNELS: [&str; 3] = ["Conv", "ConvTranspose", "Gemm"];
 
 /// Domain, name and overload.
 type Key<'m> = (&'m str, &'m str, &'m str);
@@ -38,14 +44,100 @@ fn is_known_to_runtimes(domain: &str) -> bool {
 /// stay as it is.
 pub(super) fn inlined(model: &ModelProto) -> Option<(ModelProto, Vec<String>)> {
     let graph = model.graph.as_ref()?;
-    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
-    let holding = holding(&model.functions);
-    let held = |node: &NodeProto| holding.contains(&called(node)) && !is_known_to_runtimes(node.domain());
-    if !graph.node.iter().any(held) {
+    let (mut functions, staying) = (by_key(model)?, staying(model));
+    functions.retain(|key, _| !is_known_to_runtimes(key.0) && !staying.contains(key));
+    let holding = holding(&functions);
+    let read = parameters(graph.node.iter().chain(model.functions.iter().flat_map(|f| &f.node)));
+    let wanted = |node: &NodeProto| {
+        let made = || node.output.iter().any(|output| read.contains(output.as_str()));
+        functions.contains_key(&called(node)) && (holding.contains(&called(node)) || made())
+    };
+    if !graph.node.iter().any(wanted) {
         return None;
     }
+    without(model, functions)
+}
+
+/// The model without any functions, as far as its main graph calls them; none if it calls none, or if that cannot be.
+#[cfg(feature = "verify")]
+pub(super) fn all_inlined(model: &ModelProto) -> Option<ModelProto> {
+    let mut functions = by_key(model)?;
+    // An operator of ONNX is what ONNX says.
+    functions.retain(|key, _| !matches!(key.0, "" | "ai.onnx"));
+    let calls = model.graph.as_ref()?.node.iter().any(|node| functions.contains_key(&called(node)));
+    if calls { without(model, functions).map(|(made, _)| made) } else { None }
+}
+
+/// The functions; none if two are one and the same, and there is no saying which is called.
+fn by_key(model: &ModelProto) -> Option<HashMap<Key<'_>, &FunctionProto>> {
+    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
+    (functions.len() == model.functions.len()).then_some(functions)
+}
+
+/// Values that layers read as kernels and biases.
+fn parameters<'m>(nodes: impl Iterator<Item = &'m NodeProto>) -> HashSet<&'m str> {
+    nodes.filter(|node| is_layer(node)).flat_map(|node| node.input.iter().skip(1)).map(String::as_str).collect()
+}
+
+fn is_layer(node: &NodeProto) -> bool {
+    is_standard(node) && LAYERS.contains(&node.op_type())
+}
+
+/// Functions that subgraphs call, in the main graph or in bodies, and what these call.
+fn staying(model: &ModelProto) -> HashSet<Key<'_>> {
+    let bodies = model.functions.iter().flat_map(|f| &f.node);
+    let nodes = model.graph.iter().flat_map(|g| &g.node).chain(bodies);
+    let subgraphs = nodes.flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
+    let mut found = HashSet::new();
+    subgraphs.for_each(|graph| calls(&graph.node, &mut found));
+    loop {
+        let before = found.len();
+        let called: Vec<&FunctionProto> = model.functions.iter().filter(|f| found.contains(&key(f))).collect();
+        called.into_iter().for_each(|f| calls(&f.node, &mut found));
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+/// What nodes call, those of their subgraphs, too; operators among it.
+fn calls<'m>(nodes: &'m [NodeProto], found: &mut HashSet<Key<'m>>) {
+    for node in nodes {
+        found.insert(called(node));
+        node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| calls(&g.node, found));
+    }
+}
+
+/// Layers within the function that a node calls, and within what that calls, each by one way to it.
+pub(crate) fn layers_within(functions: &[FunctionProto], node: &NodeProto) -> Vec<String> {
+    if !functions.iter().any(|function| key(function) == called(node)) {
+        return Vec::new();
+    }
+    let functions: HashMap<Key<'_>, &FunctionProto> = functions.iter().map(|f| (key(f), f)).collect();
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut open: Vec<(String, &NodeProto)> = vec![(label(node), node)];
+    while let Some((way, node)) = open.pop() {
+        let function = functions.get(&called(node)).filter(|function| seen.insert(key(function)));
+        for inner in function.into_iter().flat_map(|function| &function.node) {
+            let way = format!("{way}/{}", label(inner));
+            if is_standard(inner) && KERNELS.contains(&inner.op_type()) {
+                found.push(way);
+            } else {
+                open.push((way, inner));
+            }
+        }
+    }
+    found
+}
+
+/// The model with the bodies of these functions in the place of their calls.
+fn without<'m>(
+    model: &'m ModelProto,
+    functions: HashMap<Key<'m>, &'m FunctionProto>,
+) -> Option<(ModelProto, Vec<String>)> {
+    let graph = model.graph.as_ref()?;
     let mut inliner = Inliner {
-        functions: functions.into_iter().filter(|(key, _)| !is_known_to_runtimes(key.0)).collect(),
+        functions,
         namer: Namer::new(graph),
         nodes: Vec::with_capacity(graph.node.len()),
         constants: HashMap::new(),
@@ -77,14 +169,13 @@ pub(super) fn inlined(model: &ModelProto) -> Option<(ModelProto, Vec<String>)> {
     Some((made, names))
 }
 
-/// Functions that hold a layer, or call one that does.
-fn holding(functions: &[FunctionProto]) -> HashSet<Key<'_>> {
+/// Which of these functions hold a layer, or call one of them that does.
+fn holding<'m>(functions: &HashMap<Key<'m>, &'m FunctionProto>) -> HashSet<Key<'m>> {
     let mut found: HashSet<Key<'_>> = HashSet::new();
     loop {
-        let layer = |node: &NodeProto| is_standard(node) && LAYERS.contains(&node.op_type());
-        let more = functions.iter().filter(|f| !found.contains(&key(f)));
-        let more: Vec<Key<'_>> =
-            more.filter(|f| f.node.iter().any(|n| layer(n) || found.contains(&called(n)))).map(key).collect();
+        let more = functions.iter().filter(|(key, _)| !found.contains(*key));
+        let holds = |f: &FunctionProto| f.node.iter().any(|n| is_layer(n) || found.contains(&called(n)));
+        let more: Vec<Key<'_>> = more.filter(|(_, function)| holds(function)).map(|(key, _)| *key).collect();
         if more.is_empty() {
             return found;
         }
@@ -94,12 +185,6 @@ fn holding(functions: &[FunctionProto]) -> HashSet<Key<'_>> {
 
 /// Takes functions away that were inlined and that nothing calls any more.
 fn drop_uncalled(model: &mut ModelProto, inlined: &HashSet<Key<'_>>) {
-    fn calls<'m>(nodes: &'m [NodeProto], found: &mut HashSet<Key<'m>>) {
-        for node in nodes {
-            found.insert(called(node));
-            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| calls(&g.node, found));
-        }
-    }
     // Whoever is called by one that stays, stays.
     loop {
         let mut needed = HashSet::new();
@@ -198,10 +283,8 @@ impl<'m> Inliner<'m> {
             out.entry(formal).or_insert(actual);
         }
         for node in &function.node {
-            let mut made = Vec::new();
-            defined(node, &mut made);
-            for name in made {
-                let own = match (hoisted(node), out.get(name)) {
+            for name in node.output.iter().filter(|o| !o.is_empty()) {
+                let own = match (hoisted(node), out.get(name.as_str())) {
                     (Some(value), _) => self.constant(function, name, value),
                     (None, Some(outer)) => (*outer).clone(),
                     (None, None) => self.namer.fresh(&format!("{owner}/{name}")),
@@ -210,6 +293,18 @@ impl<'m> Inliner<'m> {
                 if names.insert(name, own).is_some() || self.bytes > MOST_BYTES {
                     return None;
                 }
+            }
+        }
+        // Two branches may each have a value of one name: it is another one in both.
+        let mut inner = Vec::new();
+        let subgraphs = function.node.iter().flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
+        subgraphs.for_each(|graph| defined(graph, &mut inner));
+        let mut renamed = HashSet::new();
+        for name in inner.into_iter().filter(|name| renamed.insert(*name)) {
+            let own = self.namer.fresh(&format!("{owner}/{name}"));
+            self.bytes += own.len();
+            if names.insert(name, own).is_some() || self.bytes > MOST_BYTES {
+                return None;
             }
         }
         Some(names)
@@ -242,14 +337,14 @@ fn references(node: &NodeProto) -> usize {
     own + graphs.flat_map(|g| &g.node).map(references).sum::<usize>()
 }
 
-/// Names that a node defines, within its subgraphs too.
-fn defined<'m>(node: &'m NodeProto, found: &mut Vec<&'m str>) {
-    found.extend(node.output.iter().filter(|o| !o.is_empty()).map(String::as_str));
-    for graph in node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)) {
-        found.extend(graph.input.iter().map(|i| i.name()));
-        found.extend(graph.initializer.iter().map(|t| t.name()));
-        found.extend(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()));
-        graph.node.iter().for_each(|inner| defined(inner, found));
+/// Names that a subgraph defines, and those within.
+fn defined<'m>(graph: &'m GraphProto, found: &mut Vec<&'m str>) {
+    found.extend(graph.input.iter().map(|i| i.name()));
+    found.extend(graph.initializer.iter().map(|t| t.name()));
+    found.extend(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()));
+    for node in &graph.node {
+        found.extend(node.output.iter().filter(|o| !o.is_empty()).map(String::as_str));
+        node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|inner| defined(inner, found));
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `Crop` | `Slice` along the last two axes |
 //! | `Upsample` | `Resize` with its asymmetric coordinates, nearest rounded down |
 //! | `Celu` | `alpha·Elu(x / alpha)`, where tract 0.23 takes another for alpha |
+//! | one of another domain | one that tract does not know, which takes it for the one of that name in any |
 //!
 //! Nodes of one name get others, inputs that are left out at the end are not named, and transposed convolutions say the pads that their
 //! `auto_pad` or `output_shape` stands for.
@@ -38,7 +39,8 @@ impl Model {
         let trails = |n: &NodeProto| n.input.last().is_some_and(String::is_empty);
         // The bytes of a model whose functions were inlined have them still.
         let unchanged = !repeated && self.inlined().is_empty();
-        if unchanged && !graph.node.iter().any(|n| old(n) || trails(n) || leaves_pads_open(n)) {
+        let others = |n: &NodeProto| old(n) || trails(n) || leaves_pads_open(n) || is_mistakable(n);
+        if unchanged && !graph.node.iter().any(others) {
             return None;
         }
         let closed = self.closed(shapes);
@@ -54,6 +56,7 @@ impl Model {
         let graph = proto.graph.as_mut()?;
         let mut rewritten = BTreeSet::new();
         let mut nodes = Vec::with_capacity(graph.node.len() + 8);
+        graph.node.iter_mut().for_each(name_by_domain);
         for (mut node, closed) in graph.node.drain(..).zip(closed) {
             while trails(&node) {
                 node.input.pop();
@@ -120,6 +123,32 @@ impl Model {
             Some(format!("{name} of node '{}' say {value}", label(node)))
         })
     }
+}
+
+/// Operators of Microsoft's domain that have other inputs or attributes than those that ONNX names alike.
+const NAMESAKES: [&str; 2] = ["Attention", "RotaryEmbedding"];
+
+/// Whether tract would take an operator for another, or one in a subgraph of it.
+fn is_mistakable(node: &NodeProto) -> bool {
+    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+    names_another(node) || graphs.flat_map(|g| &g.node).any(is_mistakable)
+}
+
+fn names_another(node: &NodeProto) -> bool {
+    match node.domain() {
+        "ai.onnx.ml" => false,
+        "com.microsoft" => NAMESAKES.contains(&node.op_type()),
+        _ => !is_standard(node) && !node.op_type().contains(':'),
+    }
+}
+
+/// Gives operators that tract would take for others names that it does not know.
+fn name_by_domain(node: &mut NodeProto) {
+    if names_another(node) {
+        node.op_type = Some(format!("{}:{}", node.domain(), node.op_type()));
+    }
+    let graphs = node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs));
+    graphs.flat_map(|g| &mut g.node).for_each(name_by_domain);
 }
 
 /// Whether it is a transposed convolution whose pads follow from other attributes.

@@ -3,7 +3,7 @@
 #[cfg(feature = "verify")]
 use super::proto::StringStringEntryProto;
 use super::proto::{
-    GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
     tensor_shape_proto, type_proto,
 };
 use super::window::LARGEST;
@@ -161,6 +161,14 @@ impl Model {
         Ok(model.without_functions().unwrap_or(model))
     }
 
+    /// The same without any calls of functions in the main graph, if there are any and that can be.
+    #[cfg(feature = "verify")]
+    pub(crate) fn without_calls(&self) -> Option<Self> {
+        let model = self.derived(inline::all_inlined(&self.proto)?);
+        tensors(model.proto.graph.as_ref()?).into_iter().try_for_each(tensor::check).ok()?;
+        Graph::new(&model).is_ok().then_some(model)
+    }
+
     /// The same with the bodies of functions that hold layers in the place of their calls, if there are any and that can be.
     fn without_functions(&self) -> Option<Self> {
         let (proto, inlined) = inline::inlined(&self.proto)?;
@@ -260,11 +268,12 @@ impl Model {
     }
 
     /// Floating-point parameters: elements of every float tensor and of every tensor that a `DequantizeLinear` makes one of, each
-    /// stored tensor counted once.
+    /// stored tensor counted once, those in the bodies of local functions, too.
     #[must_use]
     pub fn parameters(&self) -> u64 {
         let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
-        let floats = self.proto.graph.iter().flat_map(tensors).filter(is_float);
+        let bodies = self.proto.functions.iter().flat_map(|function| function.node.iter().flat_map(node_tensors));
+        let floats = self.proto.graph.iter().flat_map(tensors).chain(bodies).filter(is_float);
         let nodes = || self.proto.graph.iter().flat_map(|g| &g.node).filter(|n| is_standard(n));
         let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
         let quantized: HashSet<&str> = quantized.map(String::as_str).collect();
@@ -493,7 +502,14 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub(super) fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
     let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
     let mut found: Vec<&TensorProto> = graph.initializer.iter().chain(sparse).collect();
-    for attribute in graph.node.iter().flat_map(|n| &n.attribute) {
+    found.extend(graph.node.iter().flat_map(node_tensors));
+    found
+}
+
+/// Tensors among the attributes of a node, those in its subgraphs included.
+fn node_tensors(node: &NodeProto) -> Vec<&TensorProto> {
+    let mut found = Vec::new();
+    for attribute in &node.attribute {
         found.extend(attribute.t.iter().chain(&attribute.tensors));
         attribute.g.iter().chain(&attribute.graphs).for_each(|g| found.extend(tensors(g)));
     }

@@ -129,6 +129,16 @@ impl Model {
     }
 
     /// Tensors, values and casts of one type as float32, but for initializers to keep.
+    /// The same with float32 for bfloat16, which not every runtime knows, and for what is read as if it were; none if there is neither.
+    #[cfg(feature = "verify")]
+    pub(crate) fn in_widest(&self) -> Option<Self> {
+        let wide = self.kept().and_then(|_| self.in_f32());
+        let model = wide.as_ref().unwrap_or(self);
+        let brain = model.proto().graph.as_ref().is_some_and(|graph| mentions(graph, DataType::Bfloat16 as i32));
+        let widest = if brain { model.widened(Precision::Brain, &HashSet::new()).map(Self::from_proto) } else { None };
+        widest.or(wide)
+    }
+
     fn widened(&self, from: Precision, kept: &HashSet<&str>) -> Option<ModelProto> {
         let mut proto = self.proto().clone();
         let graph = proto.graph.as_mut()?;
@@ -138,6 +148,12 @@ impl Model {
         let places = graph.initializer.iter_mut().enumerate().filter(|(_, tensor)| keep(tensor));
         let aside: Vec<(usize, TensorProto)> = places.map(|(at, tensor)| (at, std::mem::take(tensor))).collect();
         widen(graph, data_type);
+        for function in &mut proto.functions {
+            // Bodies hold tensors and casts as graphs do.
+            let mut body = GraphProto { node: std::mem::take(&mut function.node), ..GraphProto::default() };
+            widen(&mut body, data_type);
+            function.node = body.node;
+        }
         for (at, mut tensor) in aside {
             if tensor.raw_data.is_none() {
                 // Copies of these bytes share them.
@@ -166,6 +182,21 @@ fn widen(graph: &mut GraphProto, from: i32) {
         }
     });
     widen_values(graph, from);
+}
+
+/// Whether there is a tensor, a value or a cast of a type.
+#[cfg(feature = "verify")]
+fn mentions(graph: &GraphProto, data_type: i32) -> bool {
+    let of_type = |value: &ValueInfoProto| match value.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+        Some(type_proto::Value::TensorType(tensor)) => tensor.elem_type() == data_type,
+        _ => false,
+    };
+    let casts = |a: &AttributeProto| matches!(a.name(), "to" | "dtype") && a.i() == i64::from(data_type);
+    let attributes = || graph.node.iter().flat_map(|n| &n.attribute);
+    graph.input.iter().chain(&graph.output).any(of_type)
+        || graph.initializer.iter().any(|tensor| tensor.data_type() == data_type)
+        || attributes().any(|a| casts(a) || a.t.as_ref().is_some_and(|t| t.data_type() == data_type))
+        || attributes().flat_map(|a| a.g.iter().chain(&a.graphs)).any(|graph| mentions(graph, data_type))
 }
 
 /// Declared values and casts, in subgraphs too.

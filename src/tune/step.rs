@@ -245,6 +245,7 @@ impl Builder<'_> {
         let alone = Model::from_proto(ModelProto {
             ir_version: proto.ir_version,
             opset_import: proto.opset_import.clone(),
+            functions: proto.functions.clone(),
             graph: Some(graph),
             ..ModelProto::default()
         });
