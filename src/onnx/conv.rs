@@ -172,11 +172,14 @@ impl fmt::Display for SkipReason {
             Self::KernelOverridable { tensor } => {
                 write!(f, "its kernel '{tensor}' is also a graph input, which callers may replace")
             }
-            Self::KernelType { element_type } => {
+            Self::KernelType { element_type } if matches!(&element_type[..], "FLOAT16" | "BFLOAT16" | "DOUBLE") => {
                 write!(
                     f,
-                    "its kernel is {element_type}: only FLOAT is decomposed, and other types where all kernels are of one and none is quantized"
+                    "its kernel is {element_type}, which is decomposed only where all kernels are, none of them quantized"
                 )
+            }
+            Self::KernelType { element_type } => {
+                write!(f, "its kernel is {element_type}; only FLOAT, FLOAT16, BFLOAT16 and DOUBLE are decomposed")
             }
             Self::KernelQuantized { value } => write!(
                 f,
