@@ -88,15 +88,30 @@ fn staying(model: &ModelProto) -> HashSet<Key<'_>> {
     let bodies = model.functions.iter().flat_map(|f| &f.node);
     let nodes = model.graph.iter().flat_map(|g| &g.node).chain(bodies);
     let subgraphs = nodes.flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
+    called_from(model, subgraphs)
+}
+
+/// Functions that the main graph calls, and what these call.
+pub(super) fn reached(model: &ModelProto) -> Vec<&FunctionProto> {
+    if model.functions.is_empty() {
+        return Vec::new();
+    }
+    let found = called_from(model, model.graph.iter());
+    model.functions.iter().filter(|f| found.contains(&key(f))).collect()
+}
+
+/// What graphs call, and what that calls; operators among it.
+fn called_from<'m>(model: &'m ModelProto, graphs: impl Iterator<Item = &'m GraphProto>) -> HashSet<Key<'m>> {
     let mut found = HashSet::new();
-    subgraphs.for_each(|graph| calls(&graph.node, &mut found));
+    graphs.for_each(|graph| calls(&graph.node, &mut found));
+    let mut left: Vec<&FunctionProto> = model.functions.iter().collect();
     loop {
-        let before = found.len();
-        let called: Vec<&FunctionProto> = model.functions.iter().filter(|f| found.contains(&key(f))).collect();
-        called.into_iter().for_each(|f| calls(&f.node, &mut found));
-        if found.len() == before {
+        let (reached, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|f| found.contains(&key(f)));
+        if reached.is_empty() {
             return found;
         }
+        reached.into_iter().for_each(|f| calls(&f.node, &mut found));
+        left = rest;
     }
 }
 

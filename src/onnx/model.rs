@@ -268,11 +268,11 @@ impl Model {
     }
 
     /// Floating-point parameters: elements of every float tensor and of every tensor that a `DequantizeLinear` makes one of, each
-    /// stored tensor counted once, those in the bodies of local functions, too.
+    /// stored tensor counted once, those in the bodies of local functions that are called, too.
     #[must_use]
     pub fn parameters(&self) -> u64 {
         let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
-        let bodies = self.proto.functions.iter().flat_map(|function| function.node.iter().flat_map(node_tensors));
+        let bodies = inline::reached(&self.proto).into_iter().flat_map(|f| &f.node).flat_map(node_tensors);
         let floats = self.proto.graph.iter().flat_map(tensors).chain(bodies).filter(is_float);
         let nodes = || self.proto.graph.iter().flat_map(|g| &g.node).filter(|n| is_standard(n));
         let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
