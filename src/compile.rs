@@ -283,8 +283,9 @@ fn circumstances(original: &Model, wide: Option<&Model>, plan: &Plan) -> impl It
 /// Which functions the output no longer has.
 fn inlined(original: &Model) -> Option<String> {
     let names = original.inlined().join(", ");
-    (!names.is_empty())
-        .then(|| format!("local functions stand in the place of their calls, as they hold layers: {names}"))
+    (!names.is_empty()).then(|| {
+        format!("local functions stand in the place of their calls, as they hold layers or make their kernels: {names}")
+    })
 }
 
 /// Which layers were decomposed by their plain weights in spite of samples.

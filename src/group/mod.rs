@@ -12,8 +12,7 @@ pub use stream::Stream;
 use crate::error::{Error, Result};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{
-    Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, attributes, is_layer, is_standard,
-    layers_within,
+    Conv, Graph, InputShape, Model, Resolutions, SkipReason, VERSION_KEY, Within, attributes, is_layer, is_standard,
 };
 use regex::Regex;
 use std::collections::BTreeMap;
@@ -96,12 +95,17 @@ pub fn find_groups(model: &Model, options: &GroupOptions) -> Result<Grouping> {
     let resolutions = Resolutions::new(&graph, &options.input_shapes);
     let mut convs = Vec::new();
     let mut skipped = Vec::new();
+    let mut within = Within::new(model.proto());
     for &index in graph.order() {
         let node = &graph.nodes()[index];
         let unknown = |name: String, reason: SkipReason| Skipped { name, reason, macs: None };
         let owner = || crate::onnx::label(node);
-        let within = || SkipReason::InFunction { function: node.op_type().to_owned() };
-        skipped.extend(layers_within(&model.proto().functions, node).into_iter().map(|way| unknown(way, within())));
+        skipped.extend(
+            within
+                .called_by(node)
+                .into_iter()
+                .map(|(function, way)| unknown(way, SkipReason::InFunction { function: function.to_owned() })),
+        );
         skipped
             .extend(role::inner_convs(node).into_iter().map(|n| unknown(n, SkipReason::InSubgraph { node: owner() })));
         if !is_layer(&graph, node) {

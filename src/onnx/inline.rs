@@ -9,7 +9,7 @@
 
 use super::encode;
 use super::graph::{Namer, is_standard, label};
-use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Nodes that calls may become, all together: files of a few kilobytes can double their functions without end.
@@ -44,12 +44,12 @@ fn is_known_to_runtimes(domain: &str) -> bool {
 /// stay as it is.
 pub(super) fn inlined(model: &ModelProto) -> Option<(ModelProto, Vec<String>)> {
     let graph = model.graph.as_ref()?;
-    let (mut functions, staying) = (by_key(model)?, staying(model));
+    let mut functions = by_key(model)?;
+    let staying = staying(model, &functions);
     functions.retain(|key, _| !is_known_to_runtimes(key.0) && !staying.contains(key));
-    let holding = holding(&functions);
-    let read = parameters(graph.node.iter().chain(model.functions.iter().flat_map(|f| &f.node)));
+    let (holding, kernels) = (holding(&functions), kernels(graph));
     let wanted = |node: &NodeProto| {
-        let made = || node.output.iter().any(|output| read.contains(output.as_str()));
+        let made = || node.output.iter().any(|output| kernels.contains(output.as_str()));
         functions.contains_key(&called(node)) && (holding.contains(&called(node)) || made())
     };
     if !graph.node.iter().any(wanted) {
@@ -62,10 +62,19 @@ pub(super) fn inlined(model: &ModelProto) -> Option<(ModelProto, Vec<String>)> {
 #[cfg(feature = "verify")]
 pub(super) fn all_inlined(model: &ModelProto) -> Option<ModelProto> {
     let mut functions = by_key(model)?;
-    // An operator of ONNX is what ONNX says.
-    functions.retain(|key, _| !matches!(key.0, "" | "ai.onnx"));
+    // An operator of ONNX is what ONNX says, and one of another version is another.
+    functions.retain(|key, function| {
+        !matches!(key.0, "" | "ai.onnx") && function.opset_import.iter().all(|set| agrees(model, set))
+    });
     let calls = model.graph.as_ref()?.node.iter().any(|node| functions.contains_key(&called(node)));
     if calls { without(model, functions).map(|(made, _)| made) } else { None }
+}
+
+/// Which nodes call a function of the model.
+#[cfg(feature = "verify")]
+pub(super) fn callers(model: &ModelProto) -> impl Fn(&NodeProto) -> bool + use<'_> {
+    let functions: HashSet<Key<'_>> = model.functions.iter().map(key).collect();
+    move |node| !is_standard(node) && functions.contains(&called(node))
 }
 
 /// The functions; none if two are one and the same, and there is no saying which is called.
@@ -74,21 +83,47 @@ fn by_key(model: &ModelProto) -> Option<HashMap<Key<'_>, &FunctionProto>> {
     (functions.len() == model.functions.len()).then_some(functions)
 }
 
-/// Values that layers read as kernels and biases.
-fn parameters<'m>(nodes: impl Iterator<Item = &'m NodeProto>) -> HashSet<&'m str> {
-    nodes.filter(|node| is_layer(node)).flat_map(|node| node.input.iter().skip(1)).map(String::as_str).collect()
+/// Values that layers of a graph read as kernels and biases, and that are the same in every run.
+fn kernels(graph: &GraphProto) -> HashSet<&str> {
+    let mut fixed: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+    // Nodes stand behind what they read.
+    for node in &graph.node {
+        let follows = node.input.iter().all(|name| name.is_empty() || fixed.contains(name.as_str()));
+        fixed.extend(node.output.iter().filter(|_| follows).map(String::as_str));
+    }
+    let read = graph.node.iter().filter(|node| is_layer(node)).flat_map(|node| node.input.iter().skip(1));
+    read.map(String::as_str).filter(|name| fixed.contains(name)).collect()
+}
+
+/// Whether two names of a domain are of one: ONNX's has two.
+fn is_same(a: &str, b: &str) -> bool {
+    let is_standard = |domain: &str| matches!(domain, "" | "ai.onnx");
+    a == b || is_standard(a) && is_standard(b)
+}
+
+/// Whether a model has no other version of a domain's operators.
+fn agrees(model: &ModelProto, set: &OperatorSetIdProto) -> bool {
+    let known = model.opset_import.iter().find(|known| is_same(known.domain(), set.domain()));
+    known.is_none_or(|known| known.version() == set.version())
 }
 
 fn is_layer(node: &NodeProto) -> bool {
     is_standard(node) && LAYERS.contains(&node.op_type())
 }
 
-/// Functions that subgraphs call, in the main graph or in bodies, and what these call.
-fn staying(model: &ModelProto) -> HashSet<Key<'_>> {
-    let bodies = model.functions.iter().flat_map(|f| &f.node);
-    let nodes = model.graph.iter().flat_map(|g| &g.node).chain(bodies);
-    let subgraphs = nodes.flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
-    called_from(model, subgraphs)
+/// Functions that cannot be taken away, and what they call: those of runtimes, and those that subgraphs call.
+fn staying<'m>(model: &'m ModelProto, functions: &HashMap<Key<'m>, &'m FunctionProto>) -> HashSet<Key<'m>> {
+    let reached = reached(model);
+    let bodies = || reached.iter().flat_map(|f| &f.node);
+    let nodes = model.graph.iter().flat_map(|g| &g.node).chain(bodies());
+    let mut found = HashSet::new();
+    nodes.flat_map(subgraphs).for_each(|graph| calls(&graph.node, &mut found));
+    reached.iter().filter(|f| is_known_to_runtimes(f.domain())).for_each(|f| calls(&f.node, &mut found));
+    called_from(functions, found)
+}
+
+fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
 /// Functions that the main graph calls, and what these call.
@@ -96,53 +131,86 @@ pub(super) fn reached(model: &ModelProto) -> Vec<&FunctionProto> {
     if model.functions.is_empty() {
         return Vec::new();
     }
-    let found = called_from(model, model.graph.iter());
+    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
+    let mut found = HashSet::new();
+    calls(model.graph.as_ref().map_or(&[], |graph| &graph.node), &mut found);
+    let found = called_from(&functions, found);
     model.functions.iter().filter(|f| found.contains(&key(f))).collect()
 }
 
-/// What graphs call, and what that calls; operators among it.
-fn called_from<'m>(model: &'m ModelProto, graphs: impl Iterator<Item = &'m GraphProto>) -> HashSet<Key<'m>> {
-    let mut found = HashSet::new();
-    graphs.for_each(|graph| calls(&graph.node, &mut found));
-    let mut left: Vec<&FunctionProto> = model.functions.iter().collect();
-    loop {
-        let (reached, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|f| found.contains(&key(f)));
-        if reached.is_empty() {
-            return found;
-        }
-        reached.into_iter().for_each(|f| calls(&f.node, &mut found));
-        left = rest;
+/// What is called, and what that calls; operators among it.
+fn called_from<'m>(functions: &HashMap<Key<'m>, &'m FunctionProto>, called: HashSet<Key<'m>>) -> HashSet<Key<'m>> {
+    let mut open: Vec<Key<'_>> = called.iter().copied().collect();
+    let mut found = called;
+    while let Some(key) = open.pop() {
+        let mut more = HashSet::new();
+        calls(functions.get(&key).map_or(&[], |function| &function.node), &mut more);
+        open.extend(more.into_iter().filter(|key| found.insert(*key)));
     }
+    found
 }
 
 /// What nodes call, those of their subgraphs, too; operators among it.
 fn calls<'m>(nodes: &'m [NodeProto], found: &mut HashSet<Key<'m>>) {
     for node in nodes {
         found.insert(called(node));
-        node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| calls(&g.node, found));
+        subgraphs(node).for_each(|g| calls(&g.node, found));
     }
 }
 
-/// Layers within the function that a node calls, and within what that calls, each by one way to it.
-pub(crate) fn layers_within(functions: &[FunctionProto], node: &NodeProto) -> Vec<String> {
-    if !functions.iter().any(|function| key(function) == called(node)) {
-        return Vec::new();
+/// The layers within functions, each by one way to it.
+pub(crate) struct Within<'m> {
+    functions: HashMap<Key<'m>, &'m FunctionProto>,
+    seen: HashSet<Key<'m>>,
+}
+
+impl<'m> Within<'m> {
+    pub(crate) fn new(model: &'m ModelProto) -> Self {
+        Self { functions: model.functions.iter().map(|f| (key(f), f)).collect(), seen: HashSet::new() }
     }
-    let functions: HashMap<Key<'_>, &FunctionProto> = functions.iter().map(|f| (key(f), f)).collect();
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
-    let mut open: Vec<(String, &NodeProto)> = vec![(label(node), node)];
-    while let Some((way, node)) = open.pop() {
-        let function = functions.get(&called(node)).filter(|function| seen.insert(key(function)));
-        for inner in function.into_iter().flat_map(|function| &function.node) {
-            let way = format!("{way}/{}", label(inner));
-            if is_standard(inner) && KERNELS.contains(&inner.op_type()) {
-                found.push(way);
-            } else {
-                open.push((way, inner));
+
+    /// Those within a function that a node calls, or that one in its subgraphs does, and within what that calls, but for what was named
+    /// before: the function that is called, and the layer.
+    pub(crate) fn called_by(&mut self, node: &'m NodeProto) -> Vec<(&'m str, String)> {
+        let mut found = Vec::new();
+        if self.functions.is_empty() {
+            return found;
+        }
+        let mut open = Vec::new();
+        nested(node, &mut |call| open.push(call));
+        for call in open {
+            let mut inner: Vec<&FunctionProto> = self.first(call).into_iter().collect();
+            let direct = inner.first().map(|f| key(f));
+            while let Some(function) = inner.pop() {
+                let way = if direct == Some(key(function)) {
+                    label(call)
+                } else {
+                    format!("{}/…/{}", label(call), function.name())
+                };
+                for node in &function.node {
+                    nested(node, &mut |node| {
+                        if is_standard(node) && KERNELS.contains(&node.op_type()) {
+                            found.push((call.op_type(), format!("{way}/{}", label(node))));
+                        }
+                        inner.extend(self.first(node));
+                    });
+                }
             }
         }
+        found
     }
-    found
+
+    /// The function that a node calls, the first time.
+    fn first(&mut self, node: &'m NodeProto) -> Option<&'m FunctionProto> {
+        let (key, function) = self.functions.get_key_value(&called(node))?;
+        self.seen.insert(*key).then_some(*function)
+    }
+}
+
+/// A node and those in its subgraphs.
+fn nested<'m>(node: &'m NodeProto, each: &mut dyn FnMut(&'m NodeProto)) {
+    each(node);
+    subgraphs(node).flat_map(|graph| &graph.node).for_each(|inner| nested(inner, each));
 }
 
 /// The model with the bodies of these functions in the place of their calls.
@@ -169,51 +237,37 @@ fn without<'m>(
     // A function's operators are those of its own versions.
     let used_functions: Vec<&FunctionProto> = used.into_values().collect();
     for set in used_functions.iter().flat_map(|function| &function.opset_import) {
-        let same = |domain: &str| if domain == "ai.onnx" { String::new() } else { domain.to_owned() };
-        match made.opset_import.iter().find(|known| same(known.domain()) == same(set.domain())) {
-            Some(known) if known.version() == set.version() => {}
-            Some(_) => return None,
-            None => made.opset_import.push(set.clone()),
+        if !agrees(&made, set) {
+            return None;
+        }
+        if !made.opset_import.iter().any(|known| is_same(known.domain(), set.domain())) {
+            made.opset_import.push(set.clone());
         }
     }
     let names = used_functions.iter().map(|function| function.name().to_owned()).collect();
     let graph = made.graph.as_mut()?;
     graph.node = nodes;
     graph.initializer.extend(initializers);
-    drop_uncalled(&mut made, &used_functions.iter().map(|function| key(function)).collect());
+    // Of the others, what nothing calls is gone, too: it may hold what stands in the graph now.
+    made.functions = reached(&made).into_iter().cloned().collect();
     Some((made, names))
 }
 
 /// Which of these functions hold a layer, or call one of them that does.
 fn holding<'m>(functions: &HashMap<Key<'m>, &'m FunctionProto>) -> HashSet<Key<'m>> {
-    let mut found: HashSet<Key<'_>> = HashSet::new();
-    loop {
-        let more = functions.iter().filter(|(key, _)| !found.contains(*key));
-        let holds = |f: &FunctionProto| f.node.iter().any(|n| is_layer(n) || found.contains(&called(n)));
-        let more: Vec<Key<'_>> = more.filter(|(_, function)| holds(function)).map(|(key, _)| *key).collect();
-        if more.is_empty() {
-            return found;
-        }
-        found.extend(more);
+    let mut callers: HashMap<Key<'_>, Vec<Key<'_>>> = HashMap::new();
+    for (&caller, function) in functions {
+        function.node.iter().for_each(|node| callers.entry(called(node)).or_default().push(caller));
     }
-}
-
-/// Takes functions away that were inlined and that nothing calls any more.
-fn drop_uncalled(model: &mut ModelProto, inlined: &HashSet<Key<'_>>) {
-    // Whoever is called by one that stays, stays.
-    loop {
-        let mut needed = HashSet::new();
-        calls(model.graph.as_ref().map_or(&[], |g| &g.node), &mut needed);
-        model.functions.iter().for_each(|f| calls(&f.node, &mut needed));
-        let stays: Vec<bool> =
-            model.functions.iter().map(|f| needed.contains(&key(f)) || !inlined.contains(&key(f))).collect();
-        let before = stays.len();
-        let mut each = stays.into_iter();
-        model.functions.retain(|_| each.next().unwrap_or(true));
-        if model.functions.len() == before {
-            return;
+    let holds = |(_, function): &(&Key<'_>, &&FunctionProto)| function.node.iter().any(is_layer);
+    let mut open: Vec<Key<'_>> = functions.iter().filter(holds).map(|(key, _)| *key).collect();
+    let mut found = HashSet::new();
+    while let Some(key) = open.pop() {
+        if found.insert(key) {
+            open.extend(callers.get(&key).into_iter().flatten());
         }
     }
+    found
 }
 
 /// The graph while calls are replaced.

@@ -13,6 +13,7 @@
 //! `auto_pad` or `output_shape` stands for.
 
 use super::graph::{Graph, Namer, is_standard, label};
+use super::inline;
 use super::model::{InputShape, is_own};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
 use super::shapes::Resolutions;
@@ -39,7 +40,8 @@ impl Model {
         let trails = |n: &NodeProto| n.input.last().is_some_and(String::is_empty);
         // The bytes of a model whose functions were inlined have them still.
         let unchanged = !repeated && self.inlined().is_empty();
-        let others = |n: &NodeProto| old(n) || trails(n) || leaves_pads_open(n) || is_mistakable(n);
+        let calls = inline::callers(self.proto());
+        let others = |n: &NodeProto| old(n) || trails(n) || leaves_pads_open(n) || is_mistakable(n, &calls);
         if unchanged && !graph.node.iter().any(others) {
             return None;
         }
@@ -56,7 +58,7 @@ impl Model {
         let graph = proto.graph.as_mut()?;
         let mut rewritten = BTreeSet::new();
         let mut nodes = Vec::with_capacity(graph.node.len() + 8);
-        graph.node.iter_mut().for_each(name_by_domain);
+        graph.node.iter_mut().for_each(|node| name_by_domain(node, &calls));
         for (mut node, closed) in graph.node.drain(..).zip(closed) {
             while trails(&node) {
                 node.input.pop();
@@ -125,30 +127,37 @@ impl Model {
     }
 }
 
-/// Operators of Microsoft's domain that have other inputs or attributes than those that ONNX names alike.
-const NAMESAKES: [&str; 2] = ["Attention", "RotaryEmbedding"];
-
-/// Whether tract would take an operator for another, or one in a subgraph of it.
-fn is_mistakable(node: &NodeProto) -> bool {
-    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-    names_another(node) || graphs.flat_map(|g| &g.node).any(is_mistakable)
+/// Whether a node of Microsoft's domain is of another kind than what ONNX names alike, and tract does not tell them apart.
+fn is_namesake(node: &NodeProto) -> bool {
+    match node.op_type() {
+        "Attention" => true,
+        "QLinearConv" => attributes::int(node, "channels_last").unwrap_or(0) != 0,
+        _ => false,
+    }
 }
 
-fn names_another(node: &NodeProto) -> bool {
+/// Whether tract would take an operator for another, or one in a subgraph of it.
+fn is_mistakable(node: &NodeProto, calls: &dyn Fn(&NodeProto) -> bool) -> bool {
+    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+    names_another(node, calls) || graphs.flat_map(|g| &g.node).any(|inner| is_mistakable(inner, calls))
+}
+
+fn names_another(node: &NodeProto, calls: &dyn Fn(&NodeProto) -> bool) -> bool {
     match node.domain() {
+        _ if calls(node) => true,
         "ai.onnx.ml" => false,
-        "com.microsoft" => NAMESAKES.contains(&node.op_type()),
+        "com.microsoft" => is_namesake(node),
         _ => !is_standard(node) && !node.op_type().contains(':'),
     }
 }
 
 /// Gives operators that tract would take for others names that it does not know.
-fn name_by_domain(node: &mut NodeProto) {
-    if names_another(node) {
+fn name_by_domain(node: &mut NodeProto, calls: &dyn Fn(&NodeProto) -> bool) {
+    if names_another(node, calls) {
         node.op_type = Some(format!("{}:{}", node.domain(), node.op_type()));
     }
     let graphs = node.attribute.iter_mut().flat_map(|a| a.g.iter_mut().chain(&mut a.graphs));
-    graphs.flat_map(|g| &mut g.node).for_each(name_by_domain);
+    graphs.flat_map(|g| &mut g.node).for_each(|inner| name_by_domain(inner, calls));
 }
 
 /// Whether it is a transposed convolution whose pads follow from other attributes.

@@ -35,7 +35,7 @@ pub use conv::{Conv, SkipReason};
 pub(crate) use dense::Dense;
 pub(crate) use folding::{folds, shape_of};
 pub(crate) use graph::{Graph, Namer, Use, asks_shape, captures, is_standard, label, live};
-pub(crate) use inline::layers_within;
+pub(crate) use inline::Within;
 pub(crate) use kind::{Kind, is_layer};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]

@@ -271,18 +271,12 @@ impl Model {
     /// stored tensor counted once, those in the bodies of local functions that are called, too.
     #[must_use]
     pub fn parameters(&self) -> u64 {
-        let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
-        let bodies = inline::reached(&self.proto).into_iter().flat_map(|f| &f.node).flat_map(node_tensors);
-        let floats = self.proto.graph.iter().flat_map(tensors).chain(bodies).filter(is_float);
-        let nodes = || self.proto.graph.iter().flat_map(|g| &g.node).filter(|n| is_standard(n));
-        let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
-        let quantized: HashSet<&str> = quantized.map(String::as_str).collect();
-        let stored = self.proto.graph.iter().flat_map(|g| &g.initializer).filter(|t| quantized.contains(t.name()));
-        let constants =
-            nodes().filter(|n| n.op_type() == "Constant" && n.output.iter().any(|o| quantized.contains(o.as_str())));
-        let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
-        let integers = stored.chain(constants).filter(|t| !is_float(t));
-        floats.chain(integers).filter_map(tensor::element_count).sum()
+        let graph = self.proto.graph.iter().map(|graph| stored_floats(tensors(graph), &graph.node, &graph.initializer));
+        let bodies = inline::reached(&self.proto).into_iter().map(|function| {
+            let defaults = function.attribute_proto.iter().flat_map(|a| a.t.iter().chain(&a.tensors));
+            stored_floats(function.node.iter().flat_map(node_tensors).chain(defaults).collect(), &function.node, &[])
+        });
+        graph.chain(bodies).fold(0, u64::saturating_add)
     }
 
     /// False if encoding what was decoded gives other bytes, as with fields that this version of the
@@ -504,6 +498,20 @@ pub(super) fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
     let mut found: Vec<&TensorProto> = graph.initializer.iter().chain(sparse).collect();
     found.extend(graph.node.iter().flat_map(node_tensors));
     found
+}
+
+/// Elements of tensors of floats, and of those that a `DequantizeLinear` among the nodes makes such.
+fn stored_floats(tensors: Vec<&TensorProto>, nodes: &[NodeProto], initializers: &[TensorProto]) -> u64 {
+    let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
+    let nodes = || nodes.iter().filter(|n| is_standard(n));
+    let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
+    let quantized: HashSet<&str> = quantized.map(String::as_str).collect();
+    let stored = initializers.iter().filter(|t| quantized.contains(t.name()));
+    let constants =
+        nodes().filter(|n| n.op_type() == "Constant" && n.output.iter().any(|o| quantized.contains(o.as_str())));
+    let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
+    let integers = stored.chain(constants).filter(|t| !is_float(t));
+    tensors.into_iter().filter(is_float).chain(integers).filter_map(tensor::element_count).fold(0, u64::saturating_add)
 }
 
 /// Tensors among the attributes of a node, those in its subgraphs included.

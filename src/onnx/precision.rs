@@ -128,7 +128,6 @@ impl Model {
         Some(Self::from_proto(self.widened(from, &kept)?).keeping(from))
     }
 
-    /// Tensors, values and casts of one type as float32, but for initializers to keep.
     /// The same with float32 for bfloat16, which not every runtime knows, and for what is read as if it were; none if there is neither.
     #[cfg(feature = "verify")]
     pub(crate) fn in_widest(&self) -> Option<Self> {
@@ -139,6 +138,7 @@ impl Model {
         widest.or(wide)
     }
 
+    /// Tensors, values and casts of one type as float32, but for initializers to keep.
     fn widened(&self, from: Precision, kept: &HashSet<&str>) -> Option<ModelProto> {
         let mut proto = self.proto().clone();
         let graph = proto.graph.as_mut()?;
