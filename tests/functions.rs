@@ -368,3 +368,57 @@ fn branches_of_a_body_may_each_have_a_value_of_one_name() {
     assert_eq!(Model::open(scene.path("in.onnx")).unwrap().inlined(), ["Layer", "Pair"]);
     scene.succeeds("verify in.onnx plain.onnx --max-difference 1e-6");
 }
+
+#[test]
+fn what_nothing_calls_keeps_nothing() {
+    let mut model = nested(true);
+    let inner = |name: &str| {
+        vec![NodeProto { name: Some(name.into()), ..call("Layer", &strings(&["c", "w"]), &strings(&["r"])) }]
+    };
+    let read = strings(&["c", "w"]);
+    model.functions.push(function("Uncalled", &read, &strings(&["z"]), branches(inner).to_vec()));
+    let opened = Model::from_bytes(model.encode_to_vec()).unwrap();
+    assert_eq!(opened.inlined(), ["Layer", "Pair"]);
+    assert_eq!(opened.parameters(), Model::from_bytes(nested(false).encode_to_vec()).unwrap().parameters());
+}
+
+/// Where functions cannot be inlined, however often they are called, and from within subgraphs.
+#[test]
+fn each_layer_within_is_named_once() {
+    let reasons = left(|m| {
+        m.functions[1].opset_import[0].version = Some(13);
+        let inner = |name: &str| {
+            vec![NodeProto { name: Some(name.into()), ..call("Layer", &strings(&["y", "w"]), &strings(&["r"])) }]
+        };
+        let read = strings(&["image", "v", "w"]);
+        let nodes = &mut m.graph.as_mut().unwrap().node;
+        nodes.extend((0..100).map(|at| call("Pair", &read, &strings(&[&format!("y_{at}"), &format!("same_{at}")]))));
+        nodes.extend(branches(inner));
+    });
+    assert_eq!(reasons, [SkipReason::InFunction { function: "Pair".into() }]);
+}
+
+#[test]
+fn integers_that_a_body_makes_floats_are_parameters() {
+    let mut model = nested(true);
+    let before = Model::from_bytes(model.encode_to_vec()).unwrap().parameters();
+    let value =
+        TensorProto { data_type: Some(3), dims: vec![5], raw_data: Some(vec![1; 5].into()), ..Default::default() };
+    let value =
+        AttributeProto { name: Some("value".into()), r#type: Some(4), t: Some(value), ..AttributeProto::default() };
+    let node = |op: &str, input: &[&str], output: &str, attribute| NodeProto {
+        op_type: Some(op.into()),
+        input: strings(input),
+        output: strings(&[output]),
+        attribute,
+        ..NodeProto::default()
+    };
+    // The function has to stay, and its constants with it.
+    model.functions[1].opset_import[0].version = Some(13);
+    let body = &mut model.functions[0].node;
+    body.push(node("Constant", &[], "five", vec![value]));
+    body.push(node("Identity", &["five"], "not_counted", vec![]));
+    assert_eq!(Model::from_bytes(model.encode_to_vec()).unwrap().parameters(), before);
+    model.functions[0].node.push(node("DequantizeLinear", &["five", "v"], "counted", vec![]));
+    assert_eq!(Model::from_bytes(model.encode_to_vec()).unwrap().parameters(), before + 5);
+}
