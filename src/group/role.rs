@@ -19,8 +19,7 @@ pub(super) struct Role {
 
 /// Names of the convolutions in a node's subgraphs.
 pub(super) fn inner_convs(node: &NodeProto) -> Vec<String> {
-    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-    let inner = graphs.flat_map(|g| &g.node).flat_map(|n| {
+    let inner = crate::onnx::subgraphs(node).flat_map(|g| &g.node).flat_map(|n| {
         let own = is_conv(n).then(|| crate::onnx::label(n));
         own.into_iter().chain(inner_convs(n))
     });

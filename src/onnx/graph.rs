@@ -348,15 +348,20 @@ pub(crate) fn captures(node: &NodeProto) -> Vec<&str> {
         let mut read: Vec<&str> = graph.output.iter().map(|o| o.name()).collect();
         for node in &graph.node {
             read.extend(node.input.iter().filter(|i| !i.is_empty()).map(String::as_str));
-            node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| free(g, &mut read));
+            subgraphs(node).for_each(|g| free(g, &mut read));
         }
         found.extend(read.into_iter().filter(|n| !own.contains(n)));
     }
     let mut found = Vec::new();
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| free(g, &mut found));
+    subgraphs(node).for_each(|g| free(g, &mut found));
     found.sort_unstable();
     found.dedup();
     found
+}
+
+/// The subgraphs of a node, but for those within these.
+pub(crate) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
 }
 
 /// Gives names that nothing else in the model has.
@@ -380,7 +385,7 @@ impl Namer {
             for node in &graph.node {
                 taken.insert(node.name().to_owned());
                 taken.extend(node.input.iter().chain(&node.output).cloned());
-                node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|g| collect(g, taken));
+                subgraphs(node).for_each(|g| collect(g, taken));
             }
         }
         let mut taken = HashSet::new();

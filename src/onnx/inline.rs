@@ -8,7 +8,8 @@
 //! In the copy that a runtime is given that knows operators by their names alone, all functions stand in the place of their calls.
 
 use super::encode;
-use super::graph::{Namer, is_standard, label};
+use super::functions::{Key, by_key, called, called_from, calls, key, reached};
+use super::graph::{Namer, is_standard, label, subgraphs};
 use super::proto::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -20,20 +21,6 @@ const MOST_BYTES: usize = 1 << 26;
 const DEEPEST: usize = 64;
 /// Operators with a kernel.
 const LAYERS: [&str; 4] = ["Conv", "ConvTranspose", "Gemm", "MatMul"];
-
-/// Those that surely have one, whatever stands around them.
-const KERNELS: [&str; 3] = ["Conv", "ConvTranspose", "Gemm"];
-
-/// Domain, name and overload.
-type Key<'m> = (&'m str, &'m str, &'m str);
-
-fn called(node: &NodeProto) -> Key<'_> {
-    (node.domain(), node.op_type(), node.overload())
-}
-
-fn key(function: &FunctionProto) -> Key<'_> {
-    (function.domain(), function.name(), function.overload())
-}
 
 /// Whether runtimes may have an operator of this domain, to which the function is a fallback.
 fn is_known_to_runtimes(domain: &str) -> bool {
@@ -68,19 +55,6 @@ pub(super) fn all_inlined(model: &ModelProto) -> Option<ModelProto> {
     });
     let calls = model.graph.as_ref()?.node.iter().any(|node| functions.contains_key(&called(node)));
     if calls { without(model, functions).map(|(made, _)| made) } else { None }
-}
-
-/// Which nodes call a function of the model.
-#[cfg(feature = "verify")]
-pub(super) fn callers(model: &ModelProto) -> impl Fn(&NodeProto) -> bool + use<'_> {
-    let functions: HashSet<Key<'_>> = model.functions.iter().map(key).collect();
-    move |node| !is_standard(node) && functions.contains(&called(node))
-}
-
-/// The functions; none if two are one and the same, and there is no saying which is called.
-fn by_key(model: &ModelProto) -> Option<HashMap<Key<'_>, &FunctionProto>> {
-    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
-    (functions.len() == model.functions.len()).then_some(functions)
 }
 
 /// Values that layers of a graph read as kernels and biases, and that are the same in every run.
@@ -120,97 +94,6 @@ fn staying<'m>(model: &'m ModelProto, functions: &HashMap<Key<'m>, &'m FunctionP
     nodes.flat_map(subgraphs).for_each(|graph| calls(&graph.node, &mut found));
     reached.iter().filter(|f| is_known_to_runtimes(f.domain())).for_each(|f| calls(&f.node, &mut found));
     called_from(functions, found)
-}
-
-fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
-}
-
-/// Functions that the main graph calls, and what these call.
-pub(super) fn reached(model: &ModelProto) -> Vec<&FunctionProto> {
-    if model.functions.is_empty() {
-        return Vec::new();
-    }
-    let functions: HashMap<Key<'_>, &FunctionProto> = model.functions.iter().map(|f| (key(f), f)).collect();
-    let mut found = HashSet::new();
-    calls(model.graph.as_ref().map_or(&[], |graph| &graph.node), &mut found);
-    let found = called_from(&functions, found);
-    model.functions.iter().filter(|f| found.contains(&key(f))).collect()
-}
-
-/// What is called, and what that calls; operators among it.
-fn called_from<'m>(functions: &HashMap<Key<'m>, &'m FunctionProto>, called: HashSet<Key<'m>>) -> HashSet<Key<'m>> {
-    let mut open: Vec<Key<'_>> = called.iter().copied().collect();
-    let mut found = called;
-    while let Some(key) = open.pop() {
-        let mut more = HashSet::new();
-        calls(functions.get(&key).map_or(&[], |function| &function.node), &mut more);
-        open.extend(more.into_iter().filter(|key| found.insert(*key)));
-    }
-    found
-}
-
-/// What nodes call, those of their subgraphs, too; operators among it.
-fn calls<'m>(nodes: &'m [NodeProto], found: &mut HashSet<Key<'m>>) {
-    for node in nodes {
-        found.insert(called(node));
-        subgraphs(node).for_each(|g| calls(&g.node, found));
-    }
-}
-
-/// The layers within functions, each by one way to it.
-pub(crate) struct Within<'m> {
-    functions: HashMap<Key<'m>, &'m FunctionProto>,
-    seen: HashSet<Key<'m>>,
-}
-
-impl<'m> Within<'m> {
-    pub(crate) fn new(model: &'m ModelProto) -> Self {
-        Self { functions: model.functions.iter().map(|f| (key(f), f)).collect(), seen: HashSet::new() }
-    }
-
-    /// Those within a function that a node calls, or that one in its subgraphs does, and within what that calls, but for what was named
-    /// before: the function that is called, and the layer.
-    pub(crate) fn called_by(&mut self, node: &'m NodeProto) -> Vec<(&'m str, String)> {
-        let mut found = Vec::new();
-        if self.functions.is_empty() {
-            return found;
-        }
-        let mut open = Vec::new();
-        nested(node, &mut |call| open.push(call));
-        for call in open {
-            let mut inner: Vec<&FunctionProto> = self.first(call).into_iter().collect();
-            let direct = inner.first().map(|f| key(f));
-            while let Some(function) = inner.pop() {
-                let way = if direct == Some(key(function)) {
-                    label(call)
-                } else {
-                    format!("{}/…/{}", label(call), function.name())
-                };
-                for node in &function.node {
-                    nested(node, &mut |node| {
-                        if is_standard(node) && KERNELS.contains(&node.op_type()) {
-                            found.push((call.op_type(), format!("{way}/{}", label(node))));
-                        }
-                        inner.extend(self.first(node));
-                    });
-                }
-            }
-        }
-        found
-    }
-
-    /// The function that a node calls, the first time.
-    fn first(&mut self, node: &'m NodeProto) -> Option<&'m FunctionProto> {
-        let (key, function) = self.functions.get_key_value(&called(node))?;
-        self.seen.insert(*key).then_some(*function)
-    }
-}
-
-/// A node and those in its subgraphs.
-fn nested<'m>(node: &'m NodeProto, each: &mut dyn FnMut(&'m NodeProto)) {
-    each(node);
-    subgraphs(node).flat_map(|graph| &graph.node).for_each(|inner| nested(inner, each));
 }
 
 /// The model with the bodies of these functions in the place of their calls.
@@ -366,8 +249,8 @@ impl<'m> Inliner<'m> {
         }
         // Two branches may each have a value of one name: it is another one in both.
         let mut inner = Vec::new();
-        let subgraphs = function.node.iter().flat_map(|n| &n.attribute).flat_map(|a| a.g.iter().chain(&a.graphs));
-        subgraphs.for_each(|graph| defined(graph, &mut inner));
+        let graphs = function.node.iter().flat_map(subgraphs);
+        graphs.for_each(|graph| defined(graph, &mut inner));
         let mut renamed = HashSet::new();
         for name in inner.into_iter().filter(|name| renamed.insert(*name)) {
             let own = self.namer.fresh(&format!("{owner}/{name}"));
@@ -402,8 +285,7 @@ fn hoisted(node: &NodeProto) -> Option<&TensorProto> {
 /// How many attributes are the call's, within subgraphs too.
 fn references(node: &NodeProto) -> usize {
     let own = node.attribute.iter().filter(|a| !a.ref_attr_name().is_empty()).count();
-    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-    own + graphs.flat_map(|g| &g.node).map(references).sum::<usize>()
+    own + subgraphs(node).flat_map(|g| &g.node).map(references).sum::<usize>()
 }
 
 /// Names that a subgraph defines, and those within.
@@ -413,7 +295,7 @@ fn defined<'m>(graph: &'m GraphProto, found: &mut Vec<&'m str>) {
     found.extend(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()));
     for node in &graph.node {
         found.extend(node.output.iter().filter(|o| !o.is_empty()).map(String::as_str));
-        node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).for_each(|inner| defined(inner, found));
+        subgraphs(node).for_each(|inner| defined(inner, found));
     }
 }
 

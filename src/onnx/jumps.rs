@@ -1,7 +1,7 @@
 //! Operators whose output jumps where their input hardly changes, and what stands before them.
 
 use super::proto::{FunctionProto, NodeProto, tensor_proto::DataType};
-use super::{Graph, Model, Precision, asks_shape, attributes, captures};
+use super::{Graph, Model, Precision, asks_shape, attributes, captures, subgraphs};
 use std::collections::{HashMap, HashSet};
 
 /// What rounds, compares or chooses.
@@ -112,9 +112,8 @@ fn jumps(node: &NodeProto, functions: &Names<'_>) -> bool {
         "MaxPool" => node.output.len() > 1,
         name => name.starts_with("QLinear") || JUMPING.contains(&name),
     };
-    let graphs = || node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs)).flat_map(|g| &g.node);
     let calls = || functions.contains(&(node.op_type(), node.domain()));
-    itself() || calls() || graphs().any(|inner| jumps(inner, functions))
+    itself() || calls() || subgraphs(node).flat_map(|g| &g.node).any(|inner| jumps(inner, functions))
 }
 
 #[cfg(test)]

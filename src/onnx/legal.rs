@@ -12,8 +12,8 @@
 //! Nodes of one name get others, inputs that are left out at the end are not named, and transposed convolutions say the pads that their
 //! `auto_pad` or `output_shape` stands for.
 
-use super::graph::{Graph, Namer, is_standard, label};
-use super::inline;
+use super::functions;
+use super::graph::{Graph, Namer, is_standard, label, subgraphs};
 use super::model::{InputShape, is_own};
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
 use super::shapes::Resolutions;
@@ -40,7 +40,7 @@ impl Model {
         let trails = |n: &NodeProto| n.input.last().is_some_and(String::is_empty);
         // The bytes of a model whose functions were inlined have them still.
         let unchanged = !repeated && self.inlined().is_empty();
-        let calls = inline::callers(self.proto());
+        let calls = functions::callers(self.proto());
         let others = |n: &NodeProto| old(n) || trails(n) || leaves_pads_open(n) || is_mistakable(n, &calls);
         if unchanged && !graph.node.iter().any(others) {
             return None;
@@ -138,8 +138,7 @@ fn is_namesake(node: &NodeProto) -> bool {
 
 /// Whether tract would take an operator for another, or one in a subgraph of it.
 fn is_mistakable(node: &NodeProto, calls: &dyn Fn(&NodeProto) -> bool) -> bool {
-    let graphs = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
-    names_another(node, calls) || graphs.flat_map(|g| &g.node).any(|inner| is_mistakable(inner, calls))
+    names_another(node, calls) || subgraphs(node).flat_map(|g| &g.node).any(|inner| is_mistakable(inner, calls))
 }
 
 fn names_another(node: &NodeProto, calls: &dyn Fn(&NodeProto) -> bool) -> bool {

@@ -10,6 +10,7 @@ mod encode;
 mod external;
 mod folding;
 mod foreign;
+mod functions;
 mod graph;
 mod inline;
 #[cfg(feature = "verify")]
@@ -34,8 +35,8 @@ pub(crate) use batch_norm::BatchNorm;
 pub use conv::{Conv, SkipReason};
 pub(crate) use dense::Dense;
 pub(crate) use folding::{folds, shape_of};
-pub(crate) use graph::{Graph, Namer, Use, asks_shape, captures, is_standard, label, live};
-pub(crate) use inline::Within;
+pub(crate) use functions::Within;
+pub(crate) use graph::{Graph, Namer, Use, asks_shape, captures, is_standard, label, live, subgraphs};
 pub(crate) use kind::{Kind, is_layer};
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]

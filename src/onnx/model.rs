@@ -8,7 +8,7 @@ use super::proto::{
 };
 use super::window::LARGEST;
 use super::write::{write_whole, write_with};
-use super::{Graph, Precision, encode, external, foreign, inline, is_standard, tensor};
+use super::{Graph, Precision, encode, external, foreign, functions, inline, is_standard, tensor};
 #[cfg(feature = "tune")]
 use super::{initializer, read_floats};
 use crate::error::{Error, Result};
@@ -272,7 +272,7 @@ impl Model {
     #[must_use]
     pub fn parameters(&self) -> u64 {
         let graph = self.proto.graph.iter().map(|graph| stored_floats(tensors(graph), &graph.node, &graph.initializer));
-        let bodies = inline::reached(&self.proto).into_iter().map(|function| {
+        let bodies = functions::reached(&self.proto).into_iter().map(|function| {
             let defaults = function.attribute_proto.iter().flat_map(|a| a.t.iter().chain(&a.tensors));
             stored_floats(function.node.iter().flat_map(node_tensors).chain(defaults).collect(), &function.node, &[])
         });

@@ -196,7 +196,7 @@ fn mentions(graph: &GraphProto, data_type: i32) -> bool {
     graph.input.iter().chain(&graph.output).any(of_type)
         || graph.initializer.iter().any(|tensor| tensor.data_type() == data_type)
         || attributes().any(|a| casts(a) || a.t.as_ref().is_some_and(|t| t.data_type() == data_type))
-        || attributes().flat_map(|a| a.g.iter().chain(&a.graphs)).any(|graph| mentions(graph, data_type))
+        || graph.node.iter().flat_map(super::subgraphs).any(|graph| mentions(graph, data_type))
 }
 
 /// Declared values and casts, in subgraphs too.
