@@ -57,7 +57,7 @@ fn harmless(line: &str) -> String {
 
 /// Ends the process on Ctrl-C, and when the system or a scheduler asks it to end, after a file that is just being written.
 fn heed_interrupts() {
-    let end = || {
+    cli::on_end(|| {
         if cli::stop().ask() {
             say(
                 "onnx-jmd: tuning ends with the best model so far, which is verified and written, or made smaller if this was not the last \
@@ -69,23 +69,7 @@ fn heed_interrupts() {
         say("onnx-jmd: interrupted");
         #[allow(clippy::exit, reason = "the conventional status of an interrupted command")]
         std::process::exit(130);
-    };
-    // One handler takes all signals, that of a closed terminal too, so that there is none where that is to be survived.
-    let ended = match outlives_its_terminal() {
-        Some(true) => Ok(()),
-        Some(false) => ctrlc::set_handler(end),
-        None => ctrlc::try_set_handler(end),
-    };
-    // Without a handler the system's own takes effect.
-    let _ = ended;
-}
-
-/// Whether the process was started to ignore that its terminal is closed, as by nohup, where the system tells.
-fn outlives_its_terminal() -> Option<bool> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-    // SIGHUP is the first of signals.
-    u64::from_str_radix(ignored.trim(), 16).ok().map(|mask| mask & 1 != 0)
+    });
 }
 
 /// Readies the process for work; who hears of its progress.

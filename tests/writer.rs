@@ -210,18 +210,43 @@ fn a_run_that_is_asked_to_end_leaves_no_temporary_file() {
     println!("{interrupted} of 12 interrupted");
 }
 
+/// A run of a shell's doing.
+fn by_shell(scene: &Scene, script: &str) -> Child {
+    let mut sh = Command::new("sh");
+    sh.args(["-c", script, env!("CARGO_BIN_EXE_onnx-jmd")]).current_dir(scene.folder.path());
+    sh.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn a_run_that_is_to_outlive_its_terminal_does() {
     let scene = Scene::new(&small_resnet(3));
-    let script = "trap '' HUP; exec \"$0\" in.onnx out.onnx --ratio 1.5 --calib none --no-verify";
-    let mut sh = Command::new("sh");
-    sh.args(["-c", script, env!("CARGO_BIN_EXE_onnx-jmd")]).current_dir(scene.folder.path()).stderr(Stdio::piped());
-    let mut child = sh.stdout(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(lines.next().unwrap().unwrap().contains("reading"));
-    signal(&child, "HUP");
-    assert!(lines.all(|line| line.is_ok()) && child.wait().unwrap().success());
+    let arguments = "in.onnx out.onnx --ratio 1.5 --calib none --no-verify";
+    for name in ["HUP", "TERM"] {
+        let mut child = by_shell(&scene, &format!("trap '' HUP; exec \"$0\" {arguments}"));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(lines.next().unwrap().unwrap().contains("reading"));
+        signal(&child, name);
+        let said: Vec<String> = lines.map(|line| line.unwrap()).collect();
+        let code = child.wait().unwrap().code();
+        // What asks it to end is heard as ever, if it is not done by then.
+        let told = name == "TERM" && said.iter().any(|line| line == "onnx-jmd: interrupted");
+        assert!(code == Some(if told { 130 } else { 0 }), "{name}: {code:?} {said:?}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_limit_on_files_is_an_error_and_leaves_none() {
+    let scene = Scene::new(&small_resnet(3));
+    std::fs::write(scene.path("out.onnx"), OLD).unwrap();
+    let before = scene.files();
+    let arguments = "in.onnx out.onnx --ratio 1.5 --calib none --no-verify -q";
+    let output = by_shell(&scene, &format!("ulimit -f 1; exec \"$0\" {arguments}")).wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.starts_with("onnx-jmd: cannot write out.onnx: ") && said.lines().count() == 1, "{said}");
+    assert!(scene.read("out.onnx") == OLD && scene.files() == before, "{:?}", scene.files());
 }
 
 /// A report without the times that its stages took.
