@@ -45,11 +45,12 @@ pub struct Compilation {
 pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
     let progress = Progress::new(progress);
     options.validate(original)?;
-    // Decisions, fits and runs are in float32, whatever the kernels are stored in.
+    // Runs are in float32, whatever the kernels are stored in.
     let wide = if options.is_lean(original) { original.mostly_in_f32() } else { original.in_f32() };
     let model = wide.as_ref().unwrap_or(original);
     progress.stage("matching", "finding repeated convolutions");
-    let grouping = find_groups(model, &options.groups)?;
+    let full = original.in_full();
+    let grouping = find_groups(full.as_ref().unwrap_or(model), &options.groups)?;
     let (convs, groups, skipped) = (grouping.convs.len(), grouping.groups.len(), grouping.skipped.len());
     progress.say(&format!("{convs} convolutions in {groups} groups, {skipped} skipped"));
     let shapes = &options.groups.input_shapes;
@@ -137,7 +138,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         illustrate(pictures, (model, grouping, &made.plan, &compiled), options, scored.as_ref(), &mut report);
     }
     report.timings = progress.timings();
-    remark(original, options, &mut report);
+    remark(original, written.as_ref(), options, &mut report);
     options.gate(&report)?;
     Ok(Compilation { model: written, report, plan, pictures, unchanged: None })
 }
@@ -299,9 +300,9 @@ fn blind(plan: &Plan) -> Option<String> {
 }
 
 /// What a reader of the report should know of the result.
-fn remark(original: &Model, options: &Options, report: &mut Report) {
-    if !original.round_trips() {
-        let note = "the input holds fields that this version of the format does not have; they are not in the output";
+fn remark(original: &Model, written: Option<&Model>, options: &Options, report: &mut Report) {
+    if written.is_some_and(|written| original.loses_fields(written)) {
+        let note = "the input holds fields that this version of the format does not have; those in what was replaced are not in the output";
         report.notes.push(note.into());
     }
     let larger = report.groups.iter().filter(|g| g.parameters_after > g.parameters_before);

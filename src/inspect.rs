@@ -131,7 +131,8 @@ pub struct ReachRow {
 pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
     model.check_shapes(&options.input_shapes)?;
     let wide = model.mostly_in_f32();
-    let grouping = find_groups(wide.as_ref().unwrap_or(model), options)?;
+    let full = model.in_full();
+    let grouping = find_groups(full.as_ref().or(wide.as_ref()).unwrap_or(model), options)?;
     let graph = Graph::new(model)?;
     grouping.convs.iter().try_for_each(Conv::check_finite)?;
     let input = |(name, element_type, dims)| InputRow { name, element_type, dims };

@@ -221,7 +221,8 @@ fn now(original: &Model, options: &Options, weighed: bool) -> Result<Origin> {
 fn idle(original: &Model, options: &Options) -> Result<bool> {
     let wide = original.mostly_in_f32();
     let model = wide.as_ref().unwrap_or(original);
-    let grouping = find_groups(model, &options.groups)?;
+    let full = original.in_full();
+    let grouping = find_groups(full.as_ref().unwrap_or(model), &options.groups)?;
     let calibrated = options.calibration.is_some();
     let found = match &options.replay {
         Some(replay) => replay.decisions(&grouping, calibrated).map(drop),

@@ -36,7 +36,7 @@ const ORDER: [&str; 28] = [
 
 /// Crates and the only files that may use them.
 const OWNERS: [(&str, &[&str]); 11] = [
-    ("prost", &["src/onnx/model.rs", "src/onnx/encode.rs"]),
+    ("prost", &["src/onnx/model.rs", "src/onnx/encode.rs", "src/onnx/unknown.rs"]),
     ("faer", &["src/factor/linalg.rs", "src/tune/product.rs"]),
     ("pulp", &["src/tune/simd.rs"]),
     ("tract_onnx", &["src/runtime.rs"]),

@@ -3,7 +3,7 @@
 mod support;
 
 use half::{bf16, f16};
-use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, VerifyOptions, compile};
+use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, Unfolding, VerifyOptions, compile};
 use support::proto::{ModelProto, NodeProto, TensorProto, type_proto};
 use support::scene::Scene;
 use support::{decode, small_resnet};
@@ -145,4 +145,35 @@ fn models_beyond_what_is_run_as_a_whole_are_written_alike() {
             assert!(parts.checked > 2 && parts.unchecked.is_empty() && parts.reason.contains("MiB"), "{at}: {parts:?}");
         }
     }
+}
+
+/// Kernels of exact rank three whose numbers float32 does not hold: nothing is lost in factors of their type.
+#[test]
+fn factors_of_float64_kernels_have_all_their_digits() {
+    let mut model = decode(&small_resnet(3));
+    let graph = model.graph.as_mut().unwrap();
+    for tensor in graph.initializer.iter_mut().filter(|t| t.dims.len() == 4) {
+        let [out, rest] = [tensor.dims[0], tensor.dims[1..].iter().product()];
+        let wave = |at: i64, term: i64, step: f64| ((at * (2 * term + 3)) as f64 * step + term as f64).sin();
+        let value = |o: i64, i: i64| (0..3).map(|t| wave(o, t, 0.37) * wave(i, t, 0.11)).sum::<f64>() / 50.0;
+        let raw = (0..out).flat_map(|o| (0..rest).flat_map(move |i| value(o, i).to_le_bytes()));
+        tensor.raw_data = Some(raw.collect::<Vec<u8>>().into());
+        tensor.data_type = Some(DOUBLE);
+    }
+    let rest = cast(&prost::Message::encode_to_vec(&model), DOUBLE);
+    let model = Model::from_bytes(prost::Message::encode_to_vec(&rest)).unwrap();
+    let form = Scheme::Separate.on(Unfolding::FILTER_BANK);
+    let plan =
+        PlanOptions { policy: RankPolicy::Ratio(1.5), scheme: SchemeChoice::Only(form), ..PlanOptions::default() };
+    let done = compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap();
+    let errors: Vec<f64> = done.report.groups.iter().filter_map(|g| g.reconstruction_error).collect();
+    assert!(errors.len() > 3 && errors.iter().all(|&e| e < 1e-13), "{errors:?}");
+    let written = decode(&done.model.unwrap().to_bytes()).graph.unwrap();
+    let factors = written.initializer.iter().filter(|t| t.name().contains("jmd_") && t.dims.len() == 4);
+    let factors: Vec<&TensorProto> = factors.collect();
+    let wide = |t: &&TensorProto| {
+        let raw = t.raw_data.as_ref().unwrap();
+        raw.chunks(8).any(|x| f64::from_le_bytes(x.try_into().unwrap()).to_bits() << 40 != 0)
+    };
+    assert!(factors.len() > 6 && factors.iter().all(wide));
 }

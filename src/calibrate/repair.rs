@@ -204,7 +204,7 @@ impl Repair<'_> {
         let ridge = HEAD_RIDGE * (RIDGE_SAMPLES / samples).max(1.0);
         let weight = factor::refit_dense(&head.weight, &data, ridge).map_err(failed)?;
         let bias = data.output_mean() - weight.t().dot(&data.mean());
-        self.amends.heads.push((Dense { weight, ..head }, bias.iter().map(|&b| b as f32).collect()));
+        self.amends.heads.push((Dense { weight, ..head }, bias.to_vec()));
         Ok(())
     }
 
@@ -308,7 +308,7 @@ impl Calibration {
 
 /// The values to aim at next.
 fn aims(data: &Data, window: Window, kernel: &Array4<f64>, moment: &Moment) -> Array2<f32> {
-    let bias = Array1::from(bias(kernel, moment));
+    let bias: Array1<f32> = bias(kernel, moment).into_iter().map(|b| b as f32).collect();
     let mut now = factor::respond_to_rows(kernel, data.rows.view()) + &bias;
     if let Some(added) = &data.added {
         now += added;
@@ -318,7 +318,7 @@ fn aims(data: &Data, window: Window, kernel: &Array4<f64>, moment: &Moment) -> A
 }
 
 /// `E[y] − Ŵᵀ·E[x̂]`.
-fn bias(kernel: &Array4<f64>, moment: &Moment) -> Vec<f32> {
+fn bias(kernel: &Array4<f64>, moment: &Moment) -> Vec<f64> {
     let given = factor::respond(kernel, &moment.mean());
-    moment.output_mean().iter().zip(&given).map(|(y, w)| (y - w) as f32).collect()
+    moment.output_mean().iter().zip(&given).map(|(y, w)| y - w).collect()
 }

@@ -16,7 +16,7 @@ use super::joint::{Cut, relative};
 use super::linalg::{Basis, Positive, leading_eigenvectors, product, symmetric_roots};
 use super::solve::{Term, chain, normalize, solve_first, solve_last};
 use super::target::{Seen, Target};
-use super::{Analysis, ChainForm, Factor, Factors, Kernels, Moment, Ownership, Side, compose};
+use super::{Analysis, ChainForm, Factor, Factors, Kernels, Moment, Ownership, Side, Width, compose};
 use ndarray::{Array1, Array2, Array4, Axis, concatenate, s};
 
 /// Directions whose variance is below this share of the largest are not divided by.
@@ -184,7 +184,8 @@ pub fn factorize_calibrated<K: Kernels + ?Sized>(
         stiffening(&mut targets, |targets| fitted(chains, kernels, seen, ranks, sweeps, analysis, targets))?;
     let errors = (0..shapes.len()).map(|i| error(&terms, i, &targets[i])).collect();
     terms.iter_mut().try_for_each(normalize)?;
-    let chains = terms.iter().map(|t| chain(t, &shapes, &|member, kernel| seen[member].unweigh(kernel)));
+    let width = kernels.width();
+    let chains = terms.iter().map(|t| chain(t, &shapes, &|member, kernel| seen[member].unweigh(kernel), width));
     Ok((Factors { chains: chains.collect() }, errors))
 }
 
@@ -350,7 +351,8 @@ impl<'s> Refit<'s> {
             if shared || !form.shares() {
                 normalize(term)?;
             }
-            let new = chain(term, &self.shapes, &|at, kernel| self.seen[at].unweigh(kernel));
+            let width = old.factors.first().map_or(Width::Single, Factor::width);
+            let new = chain(term, &self.shapes, &|at, kernel| self.seen[at].unweigh(kernel), width);
             for (factor, fitted) in old.factors.iter_mut().zip(new.factors) {
                 match (factor, fitted) {
                     (Factor::Own(own), Factor::Own(fitted)) => {

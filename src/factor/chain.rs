@@ -3,7 +3,7 @@
 
 use super::linalg::left_inverse;
 use super::stored::{Arrangement, Narrow};
-use super::{ChainForm, Ownership, StoredKernel};
+use super::{ChainForm, Ownership, StoredKernel, Width};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, s};
 
 /// Kernels at one place of a chain.
@@ -41,6 +41,11 @@ impl Factor {
         }
     }
 
+    /// The type of its elements.
+    pub(super) fn width(&self) -> Width {
+        self.kernels().first().map_or(Width::Single, StoredKernel::width)
+    }
+
     /// Elements stored.
     #[must_use]
     pub fn parameters(&self) -> u64 {
@@ -60,16 +65,17 @@ pub(super) type Pair<'p> = (ArrayView2<'p, f64>, ArrayView2<'p, f64>);
 
 impl Chain {
     /// The kernels of matrices: `pair` gives those of a member, `cuts` hold `V: out×r` where the last factor is cut again, one or
-    /// one a member, and `finish` gets each last kernel before it is rounded.
+    /// one a member, and `finish` gets each last kernel before it is rounded to `width`.
     pub(super) fn fold<'p>(
         form: &ChainForm,
         shapes: &[[usize; 4]],
         pair: &dyn Fn(usize) -> Pair<'p>,
         cuts: &[Array2<f64>],
         finish: &dyn Fn(usize, Array4<f64>) -> Array4<f64>,
+        width: Width,
     ) -> Self {
         let factor = |ownership: Ownership, kernel: &dyn Fn(usize) -> Array4<f64>| {
-            let rounded = |i: usize| StoredKernel::from(kernel(i).mapv(|x| x as f32));
+            let rounded = |i: usize| StoredKernel::new(kernel(i), width);
             match ownership {
                 Ownership::Shared => Factor::Shared(rounded(0)),
                 Ownership::Own => Factor::Own((0..shapes.len()).map(rounded).collect()),

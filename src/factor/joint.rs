@@ -14,7 +14,7 @@
 //! error may rise a little in one: the cut is not the best for what the other chain leaves.
 
 use super::linalg::{Basis, leading_basis, leading_eigenvectors, orthonormal};
-use super::{Chain, ChainForm, Factors, Ownership, Side, Unfolding};
+use super::{Chain, ChainForm, Factors, Ownership, Side, Unfolding, Width};
 use ndarray::{Array2, Array4, ArrayView2, ArrayView4, Axis, CowArray, Ix4, s};
 use std::ops::Range;
 
@@ -28,6 +28,10 @@ pub trait Kernels: Sync {
     fn shapes(&self) -> Vec<[usize; 4]>;
     /// One kernel, axes `out, in, kh, kw`.
     fn kernel(&self, member: usize) -> CowArray<'_, f64, Ix4>;
+    /// The type that factors are rounded to.
+    fn width(&self) -> Width {
+        Width::Single
+    }
 }
 
 impl Kernels for [Array4<f64>] {
@@ -316,7 +320,7 @@ pub fn factorize<K: Kernels + ?Sized>(
         let turns = (0..iterations).flat_map(|_| 0..chains.len());
         warm_up.chain(turns).try_for_each(|at| improve(&mut terms, at, &matrices, &shapes))?;
     }
-    Ok(Factors { chains: terms.iter().map(|term| term.chain(&shapes)).collect() })
+    Ok(Factors { chains: terms.iter().map(|term| term.chain(&shapes, kernels.width())).collect() })
 }
 
 /// The matrix of one member.
@@ -396,8 +400,8 @@ impl Term {
     }
 
     /// The factors as the kernels that are written.
-    fn chain(&self, shapes: &[[usize; 4]]) -> Chain {
-        Chain::fold(&self.form, shapes, &|i| self.factors(i), &self.cuts, &|_, kernel| kernel)
+    fn chain(&self, shapes: &[[usize; 4]], width: Width) -> Chain {
+        Chain::fold(&self.form, shapes, &|i| self.factors(i), &self.cuts, &|_, kernel| kernel, width)
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) use joint::workspace;
 pub use joint::{Analysis, Kernels, analyse, factorize};
 pub use moment::{Geometry, Moment, respond, respond_to_rows};
 pub use scheme::{ChainForm, Form, Ownership, Scheme, macs, parameters};
-pub use stored::StoredKernel;
 pub(crate) use stored::{Arrangement, Narrow};
+pub use stored::{StoredKernel, Width};
 pub use target::{OutputNorm, Seen};
 pub use unfold::{Side, Unfolding};

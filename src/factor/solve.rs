@@ -18,7 +18,7 @@ use super::chain::core;
 use super::joint::output_bases;
 use super::linalg::{Positive, orthonormal_with_rest, product};
 use super::target::Target;
-use super::{Chain, ChainForm, Ownership, Side};
+use super::{Chain, ChainForm, Ownership, Side, Width};
 use ndarray::{Array2, Array4, ArrayView4, s};
 
 /// Conjugate-gradient steps for one update of a first factor.
@@ -219,15 +219,16 @@ pub(super) fn normalize(term: &mut Term) -> Result<(), String> {
     Ok(())
 }
 
-/// The factors as the kernels that are written; `finish` gets each last one before it is rounded.
+/// The factors as the kernels that are written; `finish` gets each last one before it is rounded to `width`.
 pub(super) fn chain(
     term: &Term,
     shapes: &[[usize; 4]],
     finish: &dyn Fn(usize, ArrayView4<'_, f64>) -> Array4<f64>,
+    width: Width,
 ) -> Chain {
     let pair = |i: usize| {
         let (a, b) = term.of(i);
         (a.view(), b.view())
     };
-    Chain::fold(&term.form, shapes, &pair, &term.cuts, &|i, kernel| finish(i, kernel.view()))
+    Chain::fold(&term.form, shapes, &pair, &term.cuts, &|i, kernel| finish(i, kernel.view()), width)
 }

@@ -3,15 +3,26 @@
 use half::{bf16, f16};
 use ndarray::{ArcArray, Array4, CowArray, Ix4};
 
-/// A kernel `[out, in, kh, kw]` rounded to what is written, which shares its memory: float32 or, where memory is dear, a narrower type.
+/// A kernel `[out, in, kh, kw]` rounded to what is written, which shares its memory: float32, float64 where the kernel that it stands for
+/// is, or, where memory is dear, a narrower type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredKernel(Elements);
 
 #[derive(Debug, Clone, PartialEq)]
 enum Elements {
+    Double(ArcArray<f64, Ix4>),
     Single(ArcArray<f32, Ix4>),
     Half(ArcArray<f16, Ix4>),
     Brain(ArcArray<bf16, Ix4>),
+}
+
+/// A type of 32 bits or more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    /// float32
+    Single,
+    /// float64
+    Double,
 }
 
 /// A type of less than 32 bits.
@@ -39,6 +50,7 @@ impl From<Array4<f32>> for StoredKernel {
 macro_rules! each {
     ($elements:expr, $kernel:ident => $what:expr) => {
         match $elements {
+            Elements::Double($kernel) => $what,
             Elements::Single($kernel) => $what,
             Elements::Half($kernel) => $what,
             Elements::Brain($kernel) => $what,
@@ -47,6 +59,15 @@ macro_rules! each {
 }
 
 impl StoredKernel {
+    /// Rounded to a type.
+    #[must_use]
+    pub fn new(kernel: Array4<f64>, width: Width) -> Self {
+        match width {
+            Width::Single => kernel.mapv(|x| x as f32).into(),
+            Width::Double => Self(Elements::Double(kernel.into_shared())),
+        }
+    }
+
     /// `out, in, kh, kw`.
     #[must_use]
     pub fn dim(&self) -> (usize, usize, usize, usize) {
@@ -69,6 +90,7 @@ impl StoredKernel {
     #[must_use]
     pub fn floats(&self) -> CowArray<'_, f32, Ix4> {
         match &self.0 {
+            Elements::Double(kernel) => kernel.mapv(|x| x as f32).into(),
             Elements::Single(kernel) => kernel.view().into(),
             Elements::Half(kernel) => kernel.map(|x| x.to_f32()).into(),
             Elements::Brain(kernel) => kernel.map(|x| x.to_f32()).into(),
@@ -79,6 +101,7 @@ impl StoredKernel {
     #[must_use]
     pub fn to_f64(&self) -> Array4<f64> {
         match &self.0 {
+            Elements::Double(kernel) => kernel.to_owned(),
             Elements::Single(kernel) => kernel.map(|&x| f64::from(x)),
             Elements::Half(kernel) => kernel.map(|x| x.to_f64()),
             Elements::Brain(kernel) => kernel.map(|x| x.to_f64()),
@@ -94,6 +117,7 @@ impl StoredKernel {
     /// Changes every element, and rounds it to the type.
     pub(crate) fn map(&mut self, change: impl Fn(f32) -> f32) {
         match &mut self.0 {
+            Elements::Double(kernel) => kernel.mapv_inplace(|x| f64::from(change(x as f32))),
             Elements::Single(kernel) => kernel.mapv_inplace(change),
             Elements::Half(kernel) => kernel.mapv_inplace(|x| f16::from_f32(change(x.to_f32()))),
             Elements::Brain(kernel) => kernel.mapv_inplace(|x| bf16::from_f32(change(x.to_f32()))),
@@ -112,10 +136,16 @@ impl StoredKernel {
         narrow.into_iter().for_each(|narrow| self.narrow_to(narrow));
     }
 
+    /// Its type; float32 if it is narrower than that.
+    #[must_use]
+    pub fn width(&self) -> Width {
+        if matches!(self.0, Elements::Double(_)) { Width::Double } else { Width::Single }
+    }
+
     /// Its type, if it is narrower than float32.
     pub(crate) fn narrow(&self) -> Option<Narrow> {
         match &self.0 {
-            Elements::Single(_) => None,
+            Elements::Double(_) | Elements::Single(_) => None,
             Elements::Half(_) => Some(Narrow::Half),
             Elements::Brain(_) => Some(Narrow::Brain),
         }
@@ -136,6 +166,7 @@ impl StoredKernel {
     /// With its axes as a file has them.
     pub(crate) fn arranged(self, by: &impl Arrangement) -> Self {
         Self(match self.0 {
+            Elements::Double(kernel) => Elements::Double(by.arranged(kernel)),
             Elements::Single(kernel) => Elements::Single(by.arranged(kernel)),
             Elements::Half(kernel) => Elements::Half(by.arranged(kernel)),
             Elements::Brain(kernel) => Elements::Brain(by.arranged(kernel)),

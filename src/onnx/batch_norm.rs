@@ -1,7 +1,7 @@
 //! A `BatchNormalization`, or the `Add` of a bias, that a convolution can absorb.
 
 use super::graph::{Graph, is_standard};
-use super::{attributes, tensor::read_floats};
+use super::{attributes, tensor::read_numbers};
 
 /// Inference-time batch normalisation as an affine map per output channel: `y = scale·x + shift`, with
 /// `scale = γ / √(variance + ε)` and `shift = β − mean·scale` (ONNX operator BatchNormalization).
@@ -33,9 +33,9 @@ impl BatchNorm {
             return None;
         }
         let read = |i: usize| -> Option<Vec<f64>> {
-            let values = read_floats(graph.constant(node.input.get(i)?)?)?;
+            let values = read_numbers(graph.constant(node.input.get(i)?)?)?;
             let fits = values.len() == channels && values.iter().all(|v| v.is_finite());
-            fits.then(|| values.iter().map(|&v| f64::from(v)).collect())
+            fits.then(|| values.iter().copied().collect())
         };
         let (gamma, beta, mean, variance) = (read(1)?, read(2)?, read(3)?, read(4)?);
         let epsilon = f64::from(attributes::float(node, "epsilon").unwrap_or(1e-5));
@@ -63,12 +63,12 @@ impl BatchNorm {
             return None;
         }
         let place = 1 - position.min(1);
-        let stored = read_floats(&graph.folded(&node.input[place])?)?;
+        let stored = read_numbers(&graph.folded(&node.input[place])?)?;
         let fits = stored.len() == channels
             && stored.shape().last() == Some(&channels)
             && stored.iter().all(|v| v.is_finite())
             && stored.ndim() <= 3;
-        let beta: Vec<f64> = stored.iter().map(|&x| f64::from(x)).collect();
+        let beta: Vec<f64> = stored.iter().copied().collect();
         let own = graph.constant_uses(&node.input[place]) == 1;
         fits.then(|| Self {
             node: index,

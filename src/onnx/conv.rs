@@ -293,8 +293,8 @@ impl Conv {
         let shape = kind.shape(&dims).ok_or(SkipReason::Axes { axes: dims.len() })?;
         check_groups(kind.groups(), shape, resolutions.shape(input))?;
         let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
-        let bias_values = bias.as_ref().and_then(|b| tensor::read_floats(&graph.folded(b)?));
-        let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().map(|&x| f64::from(x)).collect());
+        let bias_values = bias.as_ref().and_then(|b| tensor::read_numbers(&graph.folded(b)?));
+        let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().copied().collect());
         let fits = |b: &Vec<f64>| b.len() == shape[0];
         if !kind.is_dense() && bias_values.as_ref().is_some_and(|b| !fits(b)) {
             return Err(inconsistent(format!("its bias does not have {} elements", shape[0])));
@@ -351,6 +351,11 @@ impl Conv {
             Some(norm) => per_output(kernel, norm.scale.iter().copied()),
             None => kernel,
         }
+    }
+
+    /// Whether its kernel is read in float64.
+    pub(crate) fn is_double(&self) -> bool {
+        self.kernel.data_type() == DataType::Double as i32
     }
 
     /// What convolutions have in common that store kernels alike, so that they can share one.

@@ -5,20 +5,29 @@
 //! `GraphProto.initializer` and `TensorProto.raw_data`) are written between what stands before and what stands after them.
 
 use super::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use super::unknown::Unknown;
 use prost::Message;
 use std::io::{BufWriter, Result, Write};
 
 /// Raw data of fewer bytes is encoded with the rest of its tensor.
 const LARGE: usize = 1 << 16;
 
-/// Writes the bytes that `encode_to_vec` gives.
+/// Writes the bytes that `encode_to_vec` gives; where there are unknown fields with these, of a second copy.
 ///
 /// # Errors
 /// Those of `out`.
-pub(super) fn write(model: &ModelProto, out: &mut dyn Write) -> Result<()> {
+pub(super) fn write(model: &ModelProto, unknown: &Unknown, out: &mut dyn Write) -> Result<()> {
+    if !unknown.is_empty() {
+        return out.write_all(&unknown.placed_in(model.encode_to_vec()));
+    }
     let mut out = BufWriter::new(out);
     pieces(model, &mut out)?;
     out.flush()
+}
+
+/// How many they are.
+pub(super) fn size(model: &ModelProto, unknown: &Unknown) -> usize {
+    if unknown.is_empty() { model.encoded_len() } else { bytes(model, unknown).len() }
 }
 
 /// Bytes that a node takes.
@@ -32,10 +41,10 @@ pub(super) fn length_of(attributes: &[AttributeProto]) -> usize {
 }
 
 /// The bytes of a model's file.
-pub(super) fn bytes(model: &ModelProto) -> Vec<u8> {
+pub(super) fn bytes(model: &ModelProto, unknown: &Unknown) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(model.encoded_len());
     // Memory takes whatever is written to it.
-    let _ = write(model, &mut bytes);
+    let _ = write(model, unknown, &mut bytes);
     bytes
 }
 
@@ -230,8 +239,8 @@ mod tests {
             functions: vec![FunctionProto { name: text(), ..FunctionProto::default() }],
             configuration: vec![DeviceConfigurationProto { name: text(), ..DeviceConfigurationProto::default() }],
         };
-        assert_eq!(bytes(&model), model.encode_to_vec());
+        assert_eq!(bytes(&model, &Unknown::default()), model.encode_to_vec());
         let without = ModelProto { graph: None, ..model };
-        assert_eq!(bytes(&without), without.encode_to_vec());
+        assert_eq!(bytes(&without, &Unknown::default()), without.encode_to_vec());
     }
 }

@@ -7,6 +7,7 @@ use super::encode;
 use super::model::tensors;
 use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
 use super::tensor::{element_bits, element_count};
+use super::unknown::Unknown;
 use super::write::write_with;
 use crate::error::{Error, Result};
 use bytes::Bytes;
@@ -174,7 +175,7 @@ pub(super) fn refused(tensor: &TensorProto, reason: String) -> Error {
 ///
 /// # Errors
 /// [`Error::Write`] with the system's reason; `path` is then as it was.
-pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> {
+pub(super) fn save(proto: &ModelProto, unknown: &Unknown, path: &Path, least: usize) -> Result<()> {
     let least = least.max(1);
     let mut proto = proto.clone();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -189,7 +190,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> 
         });
     }
     if parts.is_empty() {
-        return write_with(path, &mut |file| encode::write(&proto, file));
+        return write_with(path, &mut |file| encode::write(&proto, unknown, file));
     }
     let digest = super::model::hex(&hash.finalize());
     let location = format!("{name}.{}.data", &digest[..DIGITS]);
@@ -218,7 +219,7 @@ pub(super) fn save(proto: &ModelProto, path: &Path, least: usize) -> Result<()> 
         }
         Ok(())
     })?;
-    write_with(path, &mut |file| encode::write(&proto, file))
+    write_with(path, &mut |file| encode::write(&proto, unknown, file))
 }
 
 /// Every tensor that a graph stores, to be changed: those of [`tensors`].

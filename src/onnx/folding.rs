@@ -5,7 +5,7 @@ use super::graph::{Graph, is_standard};
 use super::precision::Precision;
 use super::proto::{NodeProto, TensorProto, tensor_proto::DataType};
 use super::shapes::regrouped;
-use super::tensor::{floats_of, initializer, read_integers};
+use super::tensor::{Element, floats_within, initializer, read_integers};
 use ndarray::{ArrayD, IxDyn};
 
 /// Whether [`Graph::folded`] computes a node.
@@ -45,23 +45,32 @@ impl Graph<'_> {
             return self.dequantized(name, node);
         }
         let from = self.folded_within(node.input.first()?, steps.checked_sub(1)?)?;
+        match Precision::of(from.data_type())? {
+            Precision::Double => self.applied::<f64>(node, name, from),
+            _ => self.applied::<f32>(node, name, from),
+        }
+    }
+
+    /// What a node makes of a tensor, its elements read in a type that holds them.
+    fn applied<T: Element>(&self, node: &NodeProto, name: &str, from: TensorProto) -> Option<TensorProto> {
         let precision = Precision::of(from.data_type())?;
         let dims: Vec<usize> = from.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
-        let made = |dims: &[usize], elements: Vec<f32>, precision| {
+        let elements = || floats_within::<T>(&from, 0..usize::MAX);
+        let made = |dims: &[usize], elements: Vec<T>, precision| {
             Some(initializer(name.to_owned(), dims, elements.into_iter(), precision))
         };
         match node.op_type() {
             "Identity" => Some(from),
             "Cast" => {
                 let to = DataType::try_from(i32::try_from(attributes::int(node, "to")?).ok()?).ok()?;
-                made(&dims, floats_of(&from), Precision::of(to as i32)?)
+                made(&dims, elements(), Precision::of(to as i32)?)
             }
             "Expand" => {
                 let shape = self.integers(node.input.get(1)?)?;
                 let shape: Vec<usize> = shape.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
                 let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MOST_EXPANDED)?;
                 // Of one number, as biases are, or to what it is already.
-                match floats_of(&from)[..] {
+                match elements()[..] {
                     [only] => made(&shape, vec![only; count], precision),
                     _ => (dims == shape).then_some(from),
                 }
@@ -73,7 +82,7 @@ impl Graph<'_> {
                 };
                 let mut sorted = order.clone();
                 sorted.sort_unstable();
-                let stored = ArrayD::from_shape_vec(IxDyn(&dims), floats_of(&from)).ok()?;
+                let stored = ArrayD::from_shape_vec(IxDyn(&dims), elements()).ok()?;
                 let fits = sorted.into_iter().eq(0..dims.len());
                 let turned = fits.then(|| stored.permuted_axes(IxDyn(&order)))?;
                 made(turned.shape(), turned.iter().copied().collect(), precision)
@@ -82,7 +91,7 @@ impl Graph<'_> {
             _ => {
                 let known: Vec<Option<usize>> = dims.iter().copied().map(Some).collect();
                 let wanted: Vec<usize> = regrouped(self, node, Some(&known))?.into_iter().collect::<Option<_>>()?;
-                let (count, elements) = (wanted.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?, floats_of(&from));
+                let (count, elements) = (wanted.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?, elements());
                 (count == elements.len()).then(|| made(&wanted, elements, precision))?
             }
         }

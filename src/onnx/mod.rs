@@ -28,6 +28,7 @@ mod storage;
 #[cfg(feature = "verify")]
 mod stretch;
 mod tensor;
+mod unknown;
 mod window;
 mod write;
 

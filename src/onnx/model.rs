@@ -6,6 +6,7 @@ use super::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
     tensor_shape_proto, type_proto,
 };
+use super::unknown::Unknown;
 use super::window::LARGEST;
 use super::write::{write_whole, write_with};
 use super::{Graph, Precision, encode, external, foreign, functions, inline, is_standard, tensor};
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::collections::{BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Element types that count as parameters.
 const FLOAT_TYPES: [i32; 4] =
@@ -47,6 +49,8 @@ pub struct Model {
     spread: Option<external::Spread>,
     /// Of a model that was read: the local functions whose bodies stand in the place of their calls. Its bytes still have them.
     inlined: Vec<String>,
+    /// Fields that no version of the format known here has.
+    unknown: Arc<Unknown>,
     /// In a model of float32 that was made of another: the type of large tensors that are read as if they were.
     kept: Option<Precision>,
 }
@@ -124,8 +128,9 @@ impl Model {
             return Err(Error::Empty);
         }
         let source = Bytes::from(bytes);
-        let mut proto = ModelProto::decode(source.clone())
-            .map_err(|e| Error::NotOnnx { reason: foreign::told(&source, &e.to_string()) })?;
+        let told = |e: prost::DecodeError| Error::NotOnnx { reason: foreign::told(&source, &e.to_string()) };
+        let mut proto = ModelProto::decode(source.clone()).map_err(told)?;
+        let unknown = Arc::new(Unknown::of(&source));
         let mut spread = proto.graph.as_ref().map(external::spread);
         // What was read from several files has no bytes of its own.
         let files = match (&mut proto.graph, folder) {
@@ -156,7 +161,8 @@ impl Model {
             return Err(Error::NotOnnx { reason: "its graph has no output".into() });
         }
         tensors(graph).into_iter().try_for_each(tensor::check)?;
-        let model = Self { proto, source: (!joined).then_some(source), spread, inlined: Vec::new(), kept: None };
+        let source = (!joined).then_some(source);
+        let model = Self { proto, source, spread, inlined: Vec::new(), unknown, kept: None };
         Graph::new(&model)?;
         Ok(model.without_functions().unwrap_or(model))
     }
@@ -174,7 +180,7 @@ impl Model {
         let (proto, inlined) = inline::inlined(&self.proto)?;
         // Tensors of bodies were not looked at before.
         tensors(proto.graph.as_ref()?).into_iter().try_for_each(tensor::check).ok()?;
-        let model = Self { proto, source: self.source.clone(), spread: self.spread.clone(), inlined, kept: self.kept };
+        let model = Self { proto, inlined, ..self.clone() };
         Graph::new(&model).is_ok().then_some(model)
     }
 
@@ -190,7 +196,7 @@ impl Model {
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.source {
             Some(bytes) => bytes.to_vec(),
-            None => encode::bytes(&self.proto),
+            None => encode::bytes(&self.proto, &self.unknown),
         }
     }
 
@@ -219,7 +225,7 @@ impl Model {
     pub fn file_bytes(&self) -> u64 {
         match &self.source {
             Some(bytes) => bytes.len() as u64,
-            None => self.proto.encoded_len() as u64,
+            None => encode::size(&self.proto, &self.unknown) as u64,
         }
     }
 
@@ -235,7 +241,7 @@ impl Model {
         }
         match &self.source {
             Some(bytes) => write_whole(path, bytes),
-            None => write_with(path, &mut |file| encode::write(&self.proto, file)),
+            None => write_with(path, &mut |file| encode::write(&self.proto, &self.unknown, file)),
         }
     }
 
@@ -250,7 +256,7 @@ impl Model {
         }
         match &self.source {
             Some(bytes) => out.write_all(bytes),
-            None => encode::write(&self.proto, out),
+            None => encode::write(&self.proto, &self.unknown, out),
         }
     }
 
@@ -264,7 +270,7 @@ impl Model {
     /// [`Error::Write`] with the system's reason; `path` is then as it was.
     pub fn save_external(&self, path: impl AsRef<Path>, threshold: usize) -> Result<()> {
         let path = std::fs::canonicalize(path.as_ref()).unwrap_or_else(|_| path.as_ref().to_owned());
-        external::save(&self.proto, &path, threshold)
+        external::save(&self.proto, &self.unknown, &path, threshold)
     }
 
     /// Floating-point parameters: elements of every float tensor and of every tensor that a `DequantizeLinear` makes one of, each
@@ -279,15 +285,24 @@ impl Model {
         graph.chain(bodies).fold(0, u64::saturating_add)
     }
 
-    /// False if encoding what was decoded gives other bytes, as with fields that this version of the
-    /// format does not have. Such a model is compressed all the same, without those fields.
+    /// Whether there are fields that this version of the format does not have, and that what was made of the model has not, with the
+    /// messages that they stood in.
+    #[cfg(feature = "verify")]
+    pub(crate) fn loses_fields(&self, made: &Self) -> bool {
+        let left =
+            |model: &Self| if model.unknown.is_empty() { 0 } else { Unknown::of(&model.to_bytes().into()).bytes() };
+        self.unknown.bytes() > left(made)
+    }
+
+    /// False if encoding what was decoded gives other bytes: fields in another order, or twice.
     #[must_use]
     pub fn round_trips(&self) -> bool {
         self.source.as_ref().is_none_or(|source| {
             // The graph that is worked on may be another than that of the file.
             let given = if self.inlined.is_empty() { None } else { ModelProto::decode(source.clone()).ok() };
             let mut rest = Same(source);
-            encode::write(given.as_ref().unwrap_or(&self.proto), &mut rest).is_ok() && rest.0.is_empty()
+            let proto = given.as_ref().unwrap_or(&self.proto);
+            encode::write(proto, &self.unknown, &mut rest).is_ok() && rest.0.is_empty()
         })
     }
 
@@ -366,7 +381,7 @@ impl Model {
         match &self.source {
             Some(bytes) => hash.0.update(bytes),
             // It takes whatever is written to it.
-            None => drop(encode::write(&self.proto, &mut hash)),
+            None => drop(encode::write(&self.proto, &self.unknown, &mut hash)),
         }
         hex(&hash.0.finalize())
     }
@@ -422,12 +437,12 @@ impl Model {
 
     /// A model made here from the parts of a checked one.
     pub(crate) fn from_proto(proto: ModelProto) -> Self {
-        Self { proto, source: None, spread: None, inlined: Vec::new(), kept: None }
+        Self { proto, source: None, spread: None, inlined: Vec::new(), unknown: Arc::default(), kept: None }
     }
 
-    /// What is made of the model, its tensors read as they are in it.
+    /// What is made of the model, its tensors read as they are in it, with the fields that are not known.
     pub(crate) fn derived(&self, proto: ModelProto) -> Self {
-        Self { kept: self.kept, ..Self::from_proto(proto) }
+        Self { kept: self.kept, unknown: self.unknown.clone(), ..Self::from_proto(proto) }
     }
 
     /// In a model of float32, the type of large tensors that are read as if they were, see [`Model::mostly_in_f32`].

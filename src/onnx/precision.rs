@@ -1,15 +1,15 @@
-//! Models in other floating-point types than float32: everything is decided, fitted and run on a copy in float32, which holds
-//! float16 and bfloat16 exactly; what is written keeps the type. Of a large model the copy shares the kernels, which are read as if
-//! they were float32.
+//! Models in other floating-point types than float32: they are run as a copy in float32, which holds float16 and bfloat16 exactly; what
+//! is written keeps the type. Of a large model the copy shares the kernels, which are read as if they were float32. Kernels, biases and
+//! batch norms in float64 are decomposed as they are stored, and so are their factors.
 
 use super::external::each_tensor;
 use super::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto,
     attribute_proto::AttributeType, tensor_proto::DataType, type_proto,
 };
-use super::tensor::{floats_of, is_number};
+use super::tensor::{floats_of, floats_within, is_number};
 use super::{Graph, Model, Storage, Use, is_layer, is_standard};
-use crate::factor::Narrow;
+use crate::factor::{Narrow, Width};
 use bytes::Bytes;
 use half::{bf16, f16};
 use std::collections::HashSet;
@@ -43,6 +43,11 @@ impl Precision {
         }
     }
 
+    /// The type of 32 bits or more that holds it.
+    pub(crate) fn width(self) -> Width {
+        if self == Self::Double { Width::Double } else { Width::Single }
+    }
+
     /// Whether it takes fewer bits than float32.
     pub(crate) fn is_narrow(self) -> bool {
         self.narrow().is_some()
@@ -57,22 +62,25 @@ impl Precision {
         }
     }
 
-    /// The nearest number that this type holds; of float64 that of float32.
-    pub(crate) fn round(self, x: f32) -> f32 {
+    /// The nearest number that this type holds, of narrow ones that nearest to the one of float32.
+    pub(crate) fn round(self, x: f64) -> f64 {
+        let single = x as f32;
         match self {
-            Self::Half => f16::from_f32(x).to_f32(),
-            Self::Brain => bf16::from_f32(x).to_f32(),
-            Self::Single | Self::Double => x,
+            Self::Half => f16::from_f32(single).to_f64(),
+            Self::Brain => bf16::from_f32(single).to_f64(),
+            Self::Single => f64::from(single),
+            Self::Double => x,
         }
     }
 
-    /// A number as it is stored.
-    pub(super) fn store(self, x: f32, into: &mut Vec<u8>) {
+    /// A number as it is stored, rounded alike.
+    pub(super) fn store(self, x: f64, into: &mut Vec<u8>) {
+        let single = x as f32;
         match self {
-            Self::Half => into.extend(f16::from_f32(x).to_le_bytes()),
-            Self::Brain => into.extend(bf16::from_f32(x).to_le_bytes()),
-            Self::Single => into.extend(x.to_le_bytes()),
-            Self::Double => into.extend(f64::from(x).to_le_bytes()),
+            Self::Half => into.extend(f16::from_f32(single).to_le_bytes()),
+            Self::Brain => into.extend(bf16::from_f32(single).to_le_bytes()),
+            Self::Single => into.extend(single.to_le_bytes()),
+            Self::Double => into.extend(x.to_le_bytes()),
         }
     }
 }
@@ -128,6 +136,14 @@ impl Model {
         Some(Self::from_proto(self.widened(from, &kept)?).keeping(from))
     }
 
+    /// The same to find layers in, whose numbers are then read in full, if its kernels are all float64: a copy in float32 has lost half
+    /// of their digits.
+    #[must_use]
+    pub(crate) fn in_full(&self) -> Option<Self> {
+        let precision = self.kernel_precision().filter(|&p| p == Precision::Double)?;
+        Some(self.clone().keeping(precision))
+    }
+
     /// The same with float32 for bfloat16, which not every runtime knows, and for what is read as if it were; none if there is neither.
     #[cfg(feature = "verify")]
     pub(crate) fn in_widest(&self) -> Option<Self> {
@@ -158,7 +174,7 @@ impl Model {
             if tensor.raw_data.is_none() {
                 // Copies of these bytes share them.
                 let mut raw = Vec::new();
-                floats_of(&tensor).into_iter().for_each(|x| from.store(x, &mut raw));
+                floats_within::<f64>(&tensor, 0..usize::MAX).into_iter().for_each(|x| from.store(x, &mut raw));
                 tensor.raw_data = Some(Bytes::from(raw));
                 tensor.int32_data.clear();
                 tensor.double_data.clear();

@@ -89,6 +89,15 @@ pub(super) fn check(tensor: &TensorProto) -> Result<()> {
     if found == count { Ok(()) } else { wrong(count.to_string(), found.to_string()) }
 }
 
+/// The elements of a float32 or float64 tensor that passed [`check`], as they are, in row-major order.
+pub(crate) fn read_numbers(tensor: &TensorProto) -> Option<ArrayD<f64>> {
+    if !matches!(Precision::of(tensor.data_type())?, Precision::Single | Precision::Double) {
+        return None;
+    }
+    let shape: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).ok()).collect::<Option<_>>()?;
+    ArrayD::from_shape_vec(IxDyn(&shape), floats_within(tensor, 0..usize::MAX)).ok()
+}
+
 /// The elements of a float32 tensor that passed [`check`], in row-major order.
 pub(crate) fn read_floats(tensor: &TensorProto) -> Option<ArrayD<f32>> {
     if tensor.data_type() != DataType::Float as i32 {
@@ -142,8 +151,26 @@ pub(super) fn floats_of(tensor: &TensorProto) -> Vec<f32> {
     floats_within(tensor, 0..usize::MAX)
 }
 
-/// Some of them, by their positions, as float32 or what that becomes.
-pub(super) fn floats_within<T: From<f32>>(tensor: &TensorProto, places: Range<usize>) -> Vec<T> {
+/// A type that elements are read in.
+pub(super) trait Element: From<f32> + Into<f64> + Copy {
+    /// The nearest of its numbers.
+    fn nearest(x: f64) -> Self;
+}
+
+impl Element for f32 {
+    fn nearest(x: f64) -> Self {
+        x as Self
+    }
+}
+
+impl Element for f64 {
+    fn nearest(x: f64) -> Self {
+        x
+    }
+}
+
+/// Some of them, by their positions.
+pub(super) fn floats_within<T: Element>(tensor: &TensorProto, places: Range<usize>) -> Vec<T> {
     fn within<'t, T>(all: &'t [T], places: &Range<usize>) -> std::slice::Iter<'t, T> {
         all[places.start.min(all.len())..places.end.min(all.len())].iter()
     }
@@ -162,7 +189,7 @@ pub(super) fn floats_within<T: From<f32>>(tensor: &TensorProto, places: Range<us
         Some(Precision::Brain) => halves().map(|bits| T::from(half::bf16::from_bits(bits).to_f32())).collect(),
         Some(Precision::Double) => {
             let stored = within(raw.as_chunks::<8>().0, &places).map(|b| f64::from_le_bytes(*b));
-            stored.chain(within(&tensor.double_data, &places).copied()).map(|x| T::from(x as f32)).collect()
+            stored.chain(within(&tensor.double_data, &places).copied()).map(T::nearest).collect()
         }
         None => Vec::new(),
     }
@@ -177,11 +204,11 @@ pub(crate) fn float_initializer(name: String, dims: &[usize], data: impl Iterato
 pub(crate) fn initializer(
     name: String,
     dims: &[usize],
-    data: impl Iterator<Item = f32>,
+    data: impl Iterator<Item: Into<f64>>,
     precision: Precision,
 ) -> TensorProto {
     let mut raw = Vec::with_capacity(4 * dims.iter().product::<usize>());
-    data.for_each(|x| precision.store(x, &mut raw));
+    data.for_each(|x| precision.store(x.into(), &mut raw));
     TensorProto {
         name: Some(name),
         dims: dims.iter().map(|&d| d as i64).collect(),
@@ -198,9 +225,9 @@ pub(crate) fn kernel_initializer(
     kernel: StoredKernel,
     precision: Precision,
 ) -> TensorProto {
-    let as_stored = precision != Precision::Double && precision.narrow() == kernel.narrow();
+    let as_stored = precision.width() == kernel.width() && precision.narrow() == kernel.narrow();
     if cfg!(target_endian = "big") || !as_stored || kernel.bytes().is_none() {
-        return initializer(name, dims, kernel.floats().iter().copied(), precision);
+        return initializer(name, dims, kernel.to_f64().iter().copied(), precision);
     }
     struct Elements(StoredKernel);
     impl AsRef<[u8]> for Elements {

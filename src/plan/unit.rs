@@ -3,7 +3,7 @@
 use super::profile::Profile;
 use super::{Alternative, GroupPlan, PlanOptions, RankPolicy, SchemeChoice};
 use crate::error::Error;
-use crate::factor::{self, ChainForm, Factors, Form, Kernels, Ownership, Scheme, Side, Unfolding};
+use crate::factor::{self, ChainForm, Factors, Form, Kernels, Ownership, Scheme, Side, Unfolding, Width};
 use crate::group::Grouping;
 use crate::onnx::{Conv, Storage};
 use ndarray::{Array4, Axis, CowArray, Ix4};
@@ -316,6 +316,11 @@ impl Kernels for Members<'_> {
         // Nobody asks for more than there are.
         let kernel = found.map(|(parts, &m)| self.convs[m].part_kernel(member - parts.start));
         CowArray::from(kernel.unwrap_or_default())
+    }
+
+    fn width(&self) -> Width {
+        let double = self.members.iter().all(|&m| self.convs[m].is_double());
+        if double { Width::Double } else { Width::Single }
     }
 }
 

@@ -65,9 +65,9 @@ impl Compiled {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Amends {
     /// Biases that replace the original ones, by position in [`Plan::convs`].
-    pub(crate) biases: BTreeMap<usize, Vec<f32>>,
+    pub(crate) biases: BTreeMap<usize, Vec<f64>>,
     /// Fully connected layers at the outputs: the layer with its new weight, and its new bias.
-    pub(crate) heads: Vec<(Dense, Vec<f32>)>,
+    pub(crate) heads: Vec<(Dense, Vec<f64>)>,
 }
 
 /// Decomposes as planned and rewrites the graph.
@@ -82,7 +82,7 @@ pub fn apply(model: &Model, plan: &Plan) -> Result<Compiled> {
         |group| group.workspace(&plan.convs),
         |group| solve(plan, group, model.kept()),
     )?;
-    let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f32>>>) = solved.into_iter().unzip();
+    let (factors, biases): (Vec<Factors>, Vec<BTreeMap<usize, Vec<f64>>>) = solved.into_iter().unzip();
     let biases = biases.into_iter().flatten().collect();
     assemble(model, plan, factors, Amends { biases, heads: Vec::new() })
 }
@@ -214,7 +214,7 @@ pub(crate) fn narrowed(
     factors.iter_mut().for_each(|f| precision.narrow().into_iter().for_each(|narrow| f.narrow_to(narrow)));
     amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
     for (head, bias) in &mut amends.heads {
-        head.weight.mapv_inplace(|x| f64::from(precision.round(x as f32)));
+        head.weight.mapv_inplace(|x| precision.round(x));
         bias.iter_mut().for_each(|x| *x = precision.round(*x));
     }
     if let Some((group, _)) = plan.groups.iter().zip(&factors).find(|(_, f)| !f.is_finite()) {
@@ -281,7 +281,7 @@ fn amend(
         *weight = namer.fresh(&format!("{}/jmd_weight", head.name));
         *place = namer.fresh(&format!("{}/jmd_bias", head.name));
         let stored = if head.transposed { head.weight.t() } else { head.weight.view() };
-        added.push(initializer(weight.clone(), stored.shape(), stored.iter().map(|&x| x as f32), precision));
+        added.push(initializer(weight.clone(), stored.shape(), stored.iter().copied(), precision));
         added.push(initializer(place.clone(), &[bias.len()], bias.iter().copied(), precision));
     }
     added
@@ -292,13 +292,13 @@ fn amend(
 fn set_bias(
     graph: &mut GraphProto,
     conv: &Conv,
-    bias: &[f32],
+    bias: &[f64],
     precision: Precision,
     namer: &mut Namer,
 ) -> Option<TensorProto> {
     let (node, place, values) = match (&conv.batch_norm, conv.effective_bias()) {
         (Some(norm), Some(old)) => {
-            let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, &new), old)| (b + f64::from(new) - old) as f32);
+            let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, new), old)| b + new - old);
             (norm.node, norm.place, moved.collect())
         }
         _ => (conv.node, 2, bias.to_vec()),
@@ -312,7 +312,7 @@ fn set_bias(
 /// changes what else it likes and names the initializers to add.
 pub(crate) fn with_kernels<'c>(
     model: &Model,
-    replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f32>>)>,
+    replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f64>>)>,
     also: &mut dyn FnMut(&mut GraphProto, &mut Namer) -> Vec<TensorProto>,
 ) -> Result<Model> {
     let mut proto = model.proto().clone();
@@ -337,7 +337,7 @@ pub(crate) fn with_kernels<'c>(
         let Some(node) = graph.node.get_mut(conv.node) else { continue };
         if let Some(bias) = bias {
             let name = namer.fresh(&reference_names(conv)[1]);
-            graph.initializer.push(float_initializer(name.clone(), &[conv.shape[0]], bias.into_iter()));
+            graph.initializer.push(initializer(name.clone(), &[conv.shape[0]], bias.into_iter(), Precision::Single));
             if *kind == Kind::MatMul {
                 node.output[0] = namer.fresh(&format!("{}/jmd_product", conv.output));
                 sums.insert(
@@ -367,13 +367,12 @@ fn reference_names(conv: &Conv) -> [String; 2] {
 }
 
 /// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.
-fn new_bias(conv: &Conv, given: Option<&Vec<f32>>) -> Option<Vec<f32>> {
-    let folded = || Some(conv.folded_bias()?.into_iter().map(|x| x as f32).collect());
-    given.cloned().or_else(folded)
+fn new_bias(conv: &Conv, given: Option<&Vec<f64>>) -> Option<Vec<f64>> {
+    given.cloned().or_else(|| conv.folded_bias())
 }
 
 /// Factors of a group, in the type that large tensors of the model are kept in, and, if it was calibrated, the biases of its members.
-fn solve(plan: &Plan, group: &GroupPlan, kept: Option<Precision>) -> Result<(Factors, BTreeMap<usize, Vec<f32>>)> {
+fn solve(plan: &Plan, group: &GroupPlan, kept: Option<Precision>) -> Result<(Factors, BTreeMap<usize, Vec<f64>>)> {
     let kernels = Members { convs: &plan.convs, members: &group.members };
     let chains = group.form.chains();
     let failed = |reason: String| kernels.failed(reason);
@@ -405,10 +404,10 @@ fn solve(plan: &Plan, group: &GroupPlan, kept: Option<Precision>) -> Result<(Fac
 }
 
 /// The bias that keeps the mean output when a kernel is replaced, `b + (W − Ŵ)ᵀ·E[x]`; none if the bias is computed.
-pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, sight: &Sight) -> Option<Vec<f32>> {
+pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, sight: &Sight) -> Option<Vec<f64>> {
     let bias = conv.effective_bias()?;
     let shift = sight.respond(&(conv.kernel() - kernel));
-    Some(bias.iter().zip(&shift).map(|(b, s)| (b + s) as f32).collect())
+    Some(bias.iter().zip(&shift).map(|(b, s)| b + s).collect())
 }
 
 fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {

@@ -75,7 +75,7 @@ impl Patch {
     pub(super) fn new(
         node: &NodeProto,
         conv: &Conv,
-        given: Option<&Vec<f32>>,
+        given: Option<&Vec<f64>>,
         parts: &Parts<'_>,
         (own, brings): (Range<usize>, bool),
         namer: &mut Namer,

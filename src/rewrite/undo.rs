@@ -44,7 +44,7 @@ pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &A
         let made = patch.bias.as_ref().filter(|name| conv.bias.as_ref() != Some(name));
         let bias = made.map(|name| {
             let found = values(name).ok_or_else(|| foreign(conv, "has lost its bias"))?;
-            Ok(found.iter().copied().collect::<Vec<f32>>())
+            Ok(found.iter().copied().map(f64::from).collect::<Vec<f64>>())
         });
         replaced.push((conv, kernel, bias.transpose()?));
     }
@@ -89,7 +89,7 @@ fn with_node_names<'c>(model: &Model, convs: impl Iterator<Item = &'c Conv>) -> 
             node.name = Some(conv.name.clone());
         }
     }
-    Model::from_proto(proto)
+    model.derived(proto)
 }
 
 /// The model with kernels and biases of convolutions under the names that they had, where nothing else has these now.
@@ -122,7 +122,7 @@ fn with_old_names<'c>(whole: &Model, convs: impl Iterator<Item = &'c Conv>) -> M
         let new = graph.initializer.iter().filter(|t| !known.contains(t.name())).map(tensor_input);
         graph.input.extend(new.collect::<Vec<_>>());
     }
-    Model::from_proto(proto)
+    whole.derived(proto)
 }
 
 fn foreign(conv: &Conv, what: &str) -> Error {
