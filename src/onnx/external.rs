@@ -4,7 +4,7 @@
 //! what is written goes to one file, each tensor at a multiple of a page.
 
 use super::encode;
-use super::model::tensors;
+use super::parameters::tensors;
 use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
 use super::tensor::{element_bits, element_count};
 use super::unknown::Unknown;

@@ -14,7 +14,8 @@
 
 use super::functions;
 use super::graph::{Graph, Namer, is_standard, label, subgraphs};
-use super::model::{InputShape, is_own};
+use super::inputs::InputShape;
+use super::model::is_own;
 use super::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType};
 use super::shapes::Resolutions;
 use super::window::LARGEST;

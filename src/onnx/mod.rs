@@ -13,6 +13,7 @@ mod foreign;
 mod functions;
 mod graph;
 mod inline;
+mod inputs;
 #[cfg(feature = "verify")]
 mod jumps;
 mod kind;
@@ -21,9 +22,11 @@ mod legal;
 mod model;
 #[cfg(feature = "verify")]
 mod normalisation;
+mod parameters;
 mod precision;
 pub(crate) mod proto;
 mod shapes;
+mod skip;
 mod storage;
 #[cfg(feature = "verify")]
 mod stretch;
@@ -33,22 +36,24 @@ mod window;
 mod write;
 
 pub(crate) use batch_norm::BatchNorm;
-pub use conv::{Conv, SkipReason};
+pub use conv::Conv;
 pub(crate) use dense::Dense;
 pub(crate) use folding::{folds, shape_of};
 pub(crate) use functions::Within;
 pub(crate) use graph::{Graph, Namer, Use, asks_shape, captures, is_standard, label, live, subgraphs};
+pub use inputs::InputShape;
 pub(crate) use kind::{Kind, is_layer};
+pub use model::Model;
 pub(crate) use model::VERSION_KEY;
 #[cfg(feature = "verify")]
 pub(crate) use model::hex;
 #[cfg(feature = "verify")]
 pub(crate) use model::read_tensor;
-pub use model::{InputShape, Model};
 #[cfg(feature = "verify")]
 pub(crate) use normalisation::{PixelRange, pixel_range};
 pub(crate) use precision::Precision;
 pub(crate) use shapes::Resolutions;
+pub use skip::SkipReason;
 pub(crate) use storage::{Storage, quantized};
 #[cfg(feature = "tune")]
 pub(crate) use stretch::float_value;

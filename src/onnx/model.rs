@@ -1,15 +1,12 @@
 //! A model file: opened, checked, changed only by building another, written beside its target.
 
+use super::parameters::tensors;
+use super::proto::{GraphProto, ModelProto, OperatorSetIdProto};
 #[cfg(feature = "verify")]
-use super::proto::StringStringEntryProto;
-use super::proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
-    tensor_shape_proto, type_proto,
-};
+use super::proto::{StringStringEntryProto, TensorProto, tensor_proto::DataType};
 use super::unknown::Unknown;
-use super::window::LARGEST;
 use super::write::{write_whole, write_with};
-use super::{Graph, Precision, encode, external, foreign, functions, inline, is_standard, tensor};
+use super::{Graph, Precision, encode, external, foreign, inline, tensor};
 #[cfg(feature = "tune")]
 use super::{initializer, read_floats};
 use crate::error::{Error, Result};
@@ -19,16 +16,12 @@ use ndarray::ArrayD;
 use prost::Message;
 #[cfg(feature = "verify")]
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
 #[cfg(feature = "tune")]
 use std::collections::{BTreeMap, HashMap};
-use std::collections::{BTreeSet, HashSet};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Element types that count as parameters.
-const FLOAT_TYPES: [i32; 4] =
-    [DataType::Float as i32, DataType::Float16 as i32, DataType::Bfloat16 as i32, DataType::Double as i32];
 
 /// The largest file that every reader of protocol buffers takes.
 const LARGEST_FILE: u64 = i32::MAX as u64;
@@ -273,18 +266,6 @@ impl Model {
         external::save(&self.proto, &self.unknown, &path, threshold)
     }
 
-    /// Floating-point parameters: elements of every float tensor and of every tensor that a `DequantizeLinear` makes one of, each
-    /// stored tensor counted once, those in the bodies of local functions that are called, too.
-    #[must_use]
-    pub fn parameters(&self) -> u64 {
-        let graph = self.proto.graph.iter().map(|graph| stored_floats(tensors(graph), &graph.node, &graph.initializer));
-        let bodies = functions::reached(&self.proto).into_iter().map(|function| {
-            let defaults = function.attribute_proto.iter().flat_map(|a| a.t.iter().chain(&a.tensors));
-            stored_floats(function.node.iter().flat_map(node_tensors).chain(defaults).collect(), &function.node, &[])
-        });
-        graph.chain(bodies).fold(0, u64::saturating_add)
-    }
-
     /// Whether there are fields that this version of the format does not have, and that what was made of the model has not, with the
     /// messages that they stood in.
     #[cfg(feature = "verify")]
@@ -304,57 +285,6 @@ impl Model {
             let proto = given.as_ref().unwrap_or(&self.proto);
             encode::write(proto, &self.unknown, &mut rest).is_ok() && rest.0.is_empty()
         })
-    }
-
-    /// Graph inputs that a caller has to feed: name, element type as ONNX names it, and dimensions, `None` where symbolic.
-    #[must_use]
-    pub fn inputs(&self) -> Vec<(String, String, Vec<Option<u64>>)> {
-        let Some(graph) = &self.proto.graph else {
-            return Vec::new();
-        };
-        let constant: HashSet<&str> = graph.initializer.iter().map(TensorProto::name).collect();
-        let fed = graph.input.iter().filter(|i| !constant.contains(i.name()));
-        fed.map(|i| (i.name().to_owned(), element_type(i), dimensions(i))).collect()
-    }
-
-    /// Refuses shapes for inputs that there are not, and those that contradict what the model says of its input. A batch that it
-    /// fixes may be another, so that it can be run on one image at a time.
-    ///
-    /// # Errors
-    /// [`Error::Options`] naming one.
-    pub(crate) fn check_shapes(&self, shapes: &[InputShape]) -> Result<()> {
-        let inputs = self.inputs();
-        let unknown = |name: &&String| inputs.iter().all(|i| i.0 != **name);
-        if let Some(name) = shapes.iter().filter_map(|s| s.name.as_ref()).find(unknown) {
-            let known: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-            let known = known.join(", ");
-            return Err(Error::Options(format!("--input-shape names '{name}', but the inputs are: {known}")));
-        }
-        if inputs.len() != 1 && shapes.iter().any(|shape| shape.name.is_none()) {
-            let names: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
-            let names = names.join(", ");
-            return Err(Error::Options(format!(
-                "--input-shape names no input, and there are {}: {names}",
-                inputs.len()
-            )));
-        }
-        for shape in shapes {
-            let of_name =
-                |input: &&(String, String, Vec<Option<u64>>)| shape.name.as_ref().is_none_or(|name| *name == input.0);
-            let Some((name, _, stated)) = inputs.iter().find(of_name) else { continue };
-            // Without any dimension the rank may be open, too.
-            let fits =
-                shape.dims.iter().zip(stated).skip(1).all(|(&given, stated)| stated.is_none_or(|n| n == given as u64));
-            if !stated.is_empty() && (shape.dims.len() != stated.len() || !fits) {
-                let stated: Vec<String> = stated.iter().map(|d| d.map_or("?".into(), |n| n.to_string())).collect();
-                return Err(Error::Options(format!(
-                    "--input-shape says {:?} of input '{name}', but the model says [{}]: only its first dimension and open ones can be given",
-                    shape.dims,
-                    stated.join(", ")
-                )));
-            }
-        }
-        Ok(())
     }
 
     /// The version of ONNX's own operators that it is written in.
@@ -505,84 +435,4 @@ pub(crate) fn read_tensor(bytes: &[u8]) -> Result<(Vec<usize>, tensor::Elements)
 /// Bytes as hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Every tensor that a graph stores: initializers, sparse ones by their values, and constants, in its subgraphs too.
-pub(super) fn tensors(graph: &GraphProto) -> Vec<&TensorProto> {
-    let sparse = graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref());
-    let mut found: Vec<&TensorProto> = graph.initializer.iter().chain(sparse).collect();
-    found.extend(graph.node.iter().flat_map(node_tensors));
-    found
-}
-
-/// Elements of tensors of floats, and of those that a `DequantizeLinear` among the nodes makes such.
-fn stored_floats(tensors: Vec<&TensorProto>, nodes: &[NodeProto], initializers: &[TensorProto]) -> u64 {
-    let is_float = |t: &&TensorProto| FLOAT_TYPES.contains(&t.data_type());
-    let nodes = || nodes.iter().filter(|n| is_standard(n));
-    let quantized = nodes().filter(|n| n.op_type() == "DequantizeLinear").filter_map(|n| n.input.first());
-    let quantized: HashSet<&str> = quantized.map(String::as_str).collect();
-    let stored = initializers.iter().filter(|t| quantized.contains(t.name()));
-    let constants =
-        nodes().filter(|n| n.op_type() == "Constant" && n.output.iter().any(|o| quantized.contains(o.as_str())));
-    let constants = constants.flat_map(|n| &n.attribute).filter_map(|a| a.t.as_ref());
-    let integers = stored.chain(constants).filter(|t| !is_float(t));
-    tensors.into_iter().filter(is_float).chain(integers).filter_map(tensor::element_count).fold(0, u64::saturating_add)
-}
-
-/// Tensors among the attributes of a node, those in its subgraphs included.
-fn node_tensors(node: &NodeProto) -> Vec<&TensorProto> {
-    let mut found = Vec::new();
-    for attribute in &node.attribute {
-        found.extend(attribute.t.iter().chain(&attribute.tensors));
-        attribute.g.iter().chain(&attribute.graphs).for_each(|g| found.extend(tensors(g)));
-    }
-    found
-}
-
-fn tensor_type(value: &ValueInfoProto) -> Option<&type_proto::Tensor> {
-    match value.r#type.as_ref()?.value.as_ref()? {
-        type_proto::Value::TensorType(t) => Some(t),
-        _ => None,
-    }
-}
-
-fn element_type(value: &ValueInfoProto) -> String {
-    let found = tensor_type(value).and_then(|t| DataType::try_from(t.elem_type()).ok());
-    found.unwrap_or(DataType::Undefined).as_str_name().to_owned()
-}
-
-/// Dimensions of a value, `None` where symbolic or unknown; empty if it has no shape.
-pub(super) fn dimensions(value: &ValueInfoProto) -> Vec<Option<u64>> {
-    use tensor_shape_proto::dimension::Value;
-    let dims = tensor_type(value).and_then(|t| t.shape.as_ref()).map_or(&[][..], |s| &s.dim);
-    dims.iter()
-        .map(|d| match d.value {
-            Some(Value::DimValue(n)) => u64::try_from(n).ok().filter(|&n| n > 0 && n <= LARGEST as u64),
-            _ => None,
-        })
-        .collect()
-}
-
-/// A shape for one graph input, as in `image:1,3,224,224`; without a name it is for the only input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputShape {
-    /// The input's name; none means the model's only one.
-    pub name: Option<String>,
-    /// Its dimensions.
-    pub dims: Vec<usize>,
-}
-
-impl std::str::FromStr for InputShape {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // Names may hold colons, dimensions cannot.
-        let (name, dims) = match text.rsplit_once(':') {
-            Some((name, dims)) => (Some(name.to_owned()), dims),
-            None => (None, text),
-        };
-        let dims: Option<Vec<usize>> = dims.split(',').map(|d| d.trim().parse().ok().filter(|&n| n > 0)).collect();
-        let dims = dims.ok_or_else(|| format!("'{text}' is not NAME:1,3,224,224"))?;
-        Ok(Self { name, dims })
-    }
 }

@@ -2,7 +2,7 @@
 //! multiply-accumulates, and for telling the stages of a network apart.
 
 use super::graph::{Graph, is_standard};
-use super::model::{InputShape, dimensions};
+use super::inputs::{InputShape, dimensions};
 use super::proto::NodeProto;
 use super::tensor::read_integers;
 use super::window::{LARGEST, Window};

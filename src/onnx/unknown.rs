@@ -92,37 +92,43 @@ schemas! {
 /// One message within another: the field, what the message is called, and how many of that name stand before it.
 type Step = (u32, Bytes, usize);
 
-/// The unknown fields of a model by the paths of the messages that hold them.
+/// The unknown fields of a message, and of those within it that have any.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Unknown(BTreeMap<Vec<Step>, Vec<u8>>);
+pub(super) struct Unknown {
+    own: Vec<u8>,
+    within: BTreeMap<Step, Self>,
+}
 
 impl Unknown {
     /// Those of a model's bytes, which decode.
     pub(super) fn of(model: &Bytes) -> Self {
         let mut found = Self::default();
         // Whatever cannot be read was refused before.
-        let _ = found.collect(model, &MODEL, &mut Vec::new());
+        let _ = found.collect(model, &MODEL);
         found
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.own.is_empty() && self.within.is_empty()
     }
 
     /// Bytes that they take.
     pub(super) fn bytes(&self) -> usize {
-        self.0.values().map(Vec::len).sum()
+        self.own.len() + self.within.values().map(Self::bytes).sum::<usize>()
     }
 
-    fn collect(&mut self, message: &Bytes, schema: &Schema, path: &mut Vec<Step>) -> Option<()> {
+    fn collect(&mut self, message: &Bytes, schema: &Schema) -> Option<()> {
         for field in Fields::of(message, schema) {
             let field = field?;
             if let Some((inner, step, body)) = field.within {
-                path.push(step);
-                self.collect(&body, inner, path)?;
-                path.pop();
+                // A message may come in parts.
+                let mut found = self.within.remove(&step).unwrap_or_default();
+                found.collect(&body, inner)?;
+                if !found.is_empty() {
+                    self.within.insert(step, found);
+                }
             } else if !schema.fields.contains(&field.number) {
-                self.0.entry(path.clone()).or_default().extend(field.bytes);
+                self.own.extend(field.bytes);
             }
         }
         Some(())
@@ -131,33 +137,25 @@ impl Unknown {
     /// The bytes of a model with each of these fields where the message of its path is.
     pub(super) fn placed_in(&self, model: Vec<u8>) -> Vec<u8> {
         let model = Bytes::from(model);
-        self.placed(&model, &MODEL, &mut Vec::new()).unwrap_or_else(|| model.to_vec())
+        self.placed(&model, &MODEL).unwrap_or_else(|| model.to_vec())
     }
 
-    fn placed(&self, message: &Bytes, schema: &Schema, path: &mut Vec<Step>) -> Option<Vec<u8>> {
-        let mut placed = Vec::with_capacity(message.len() + self.bytes());
+    fn placed(&self, message: &Bytes, schema: &Schema) -> Option<Vec<u8>> {
+        let mut placed = Vec::with_capacity(message.len() + self.own.len());
         for field in Fields::of(message, schema) {
-            let field = field?;
-            match field.within {
-                Some((inner, step, body)) if self.holds_below(path, &step) => {
-                    path.push(step);
-                    let body = self.placed(&body, inner, path)?;
-                    path.pop();
-                    encode_key(field.number, WireType::LengthDelimited, &mut placed);
+            let Field { number, bytes, within } = field?;
+            match within.and_then(|(inner, step, body)| Some((inner, self.within.get(&step)?, body))) {
+                Some((inner, unknown, body)) => {
+                    let body = unknown.placed(&body, inner)?;
+                    encode_key(number, WireType::LengthDelimited, &mut placed);
                     encode_varint(body.len() as u64, &mut placed);
                     placed.extend(body);
                 }
-                _ => placed.extend(field.bytes),
+                None => placed.extend(bytes),
             }
         }
-        placed.extend(self.0.get(&path[..]).into_iter().flatten());
+        placed.extend(&self.own);
         Some(placed)
-    }
-
-    /// Whether there is anything in a message, or in those within it.
-    fn holds_below(&self, path: &[Step], step: &Step) -> bool {
-        let from: Vec<Step> = path.iter().chain([step]).cloned().collect();
-        self.0.range(from.clone()..).next().is_some_and(|(found, _)| found.starts_with(&from))
     }
 }
 
@@ -323,13 +321,11 @@ mod tests {
         assert_eq!(ModelProto::decode(&placed[..]).expect("it is sound"), written);
         let again = Unknown::of(&Bytes::from(placed));
         assert_eq!(again.bytes(), unknown.bytes() - later("w").len());
-        let path = |output: &'static str| vec![(7, Bytes::new(), 0), (1, Bytes::from(output), 0)];
-        assert_eq!(again.0[&path("y")], later("y"));
-        assert_eq!(again.0[&path("z")], later("z"));
-        assert_eq!(
-            again.0[&path("y").into_iter().chain([(5, Bytes::from("a"), 0)]).collect::<Vec<_>>()],
-            later("attribute")
-        );
+        let graph = &again.within[&(7, Bytes::new(), 0)];
+        let node = |output: &'static str| &graph.within[&(1, Bytes::from(output), 0)];
+        assert_eq!(node("y").own, later("y"));
+        assert_eq!(node("z").own, later("z"));
+        assert_eq!(node("y").within[&(5, Bytes::from("a"), 0)].own, later("attribute"));
         assert!(again.placed_in(written.encode_to_vec()) == unknown.placed_in(written.encode_to_vec()));
     }
 }

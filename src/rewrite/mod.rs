@@ -9,23 +9,29 @@
 //! Stride, dilation and pads go, axis by axis, to the factor that slides along that axis. The bias, with a batch norm
 //! folded in, rides on the last convolution, because the first has r channels and not out.
 
+mod amend;
 mod patch;
 mod prune;
+mod reference;
 #[cfg(feature = "tune")]
 mod undo;
 
 use crate::error::{Error, Result};
 use crate::factor::{self, Factor, Factors};
 use crate::onnx::proto::{
-    GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto,
-    type_proto,
+    GraphProto, ModelProto, StringStringEntryProto, TensorProto, ValueInfoProto, tensor_shape_proto, type_proto,
 };
-use crate::onnx::{Conv, Dense, Kind, Model, Namer, Precision, Storage, VERSION_KEY, float_initializer, initializer};
-use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see, stacked};
+use crate::onnx::{Conv, Model, Namer, Precision, Storage, VERSION_KEY};
+use crate::plan::{GroupPlan, Judged, Members, Plan, Sight, all_see};
 use crate::portions::{in_portions, room};
+pub(crate) use amend::Amends;
+use amend::amend;
 use ndarray::Array4;
 use patch::{Parts, Patch, shared_names};
 use prune::{Before, drop_unread};
+pub use reference::reference;
+#[cfg(feature = "verify")]
+pub(crate) use reference::{reference_of, with_kernels};
 use std::collections::{BTreeMap, HashMap, HashSet};
 #[cfg(feature = "tune")]
 pub(crate) use undo::undone;
@@ -59,15 +65,6 @@ impl Compiled {
         let whole = self.amends.biases.keys().filter(|m| !decomposed.contains(m)).map(|&m| plan.convs[m].name.clone());
         whole.chain(self.amends.heads.iter().map(|(head, _)| head.name.clone())).collect()
     }
-}
-
-/// Parameters changed in place, so that their number stays what it was.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Amends {
-    /// Biases that replace the original ones, by position in [`Plan::convs`].
-    pub(crate) biases: BTreeMap<usize, Vec<f64>>,
-    /// Fully connected layers at the outputs: the layer with its new weight, and its new bias.
-    pub(crate) heads: Vec<(Dense, Vec<f64>)>,
 }
 
 /// Decomposes as planned and rewrites the graph.
@@ -232,140 +229,6 @@ pub(crate) fn narrowed(
     Ok((written, Compiled { model, factors, errors, amends }))
 }
 
-/// The original graph with each decomposed kernel set to what its factors multiply out to, one convolution each: what the
-/// rewritten graph must agree with to rounding, at any rank.
-///
-/// # Errors
-/// [`Error::Options`] if the parts do not belong together.
-pub fn reference(model: &Model, plan: &Plan, compiled: &Compiled) -> Result<Model> {
-    reference_of(model, plan, compiled, &|_| true)
-}
-
-/// The same of only some of the decomposed convolutions, by their positions in [`Plan::convs`].
-pub(crate) fn reference_of(
-    model: &Model,
-    plan: &Plan,
-    compiled: &Compiled,
-    wanted: &dyn Fn(usize) -> bool,
-) -> Result<Model> {
-    let groups = plan.groups.iter().zip(&compiled.factors);
-    let members = groups.flat_map(|(group, factors)| {
-        let members = Members { convs: &plan.convs, members: &group.members };
-        group.members.iter().zip(members.parts()).map(move |(&member, parts)| (member, parts, factors))
-    });
-    let members = members.filter(|(member, ..)| wanted(*member)).map(|(member, parts, factors)| {
-        let conv = &plan.convs[member];
-        (
-            conv,
-            stacked(parts.map(|part| factors.reconstruct(part))),
-            new_bias(conv, compiled.amends.biases.get(&member)),
-        )
-    });
-    with_kernels(model, members, &mut |graph, namer| amend(graph, plan, &compiled.amends, Precision::Single, namer))
-}
-
-/// Gives convolutions left whole and layers at the outputs their new parameters; the initializers that hold them.
-fn amend(
-    graph: &mut GraphProto,
-    plan: &Plan,
-    amends: &Amends,
-    precision: Precision,
-    namer: &mut Namer,
-) -> Vec<TensorProto> {
-    let decomposed: HashSet<usize> = plan.groups.iter().flat_map(|g| g.members.iter().copied()).collect();
-    let whole = amends.biases.iter().filter(|(m, _)| !decomposed.contains(m));
-    let mut added: Vec<TensorProto> =
-        whole.filter_map(|(&m, bias)| set_bias(graph, &plan.convs[m], bias, precision, namer)).collect();
-    for (head, bias) in &amends.heads {
-        let Some([_, weight, place]) = graph.node.get_mut(head.node).map(|n| &mut n.input[..]) else { continue };
-        *weight = namer.fresh(&format!("{}/jmd_weight", head.name));
-        *place = namer.fresh(&format!("{}/jmd_bias", head.name));
-        let stored = if head.transposed { head.weight.t() } else { head.weight.view() };
-        added.push(initializer(weight.clone(), stored.shape(), stored.iter().copied(), precision));
-        added.push(initializer(place.clone(), &[bias.len()], bias.iter().copied(), precision));
-    }
-    added
-}
-
-/// Gives a convolution left whole another constant in its output: its own bias, or that of its batch norm. The new initializer, if
-/// there is such a place.
-fn set_bias(
-    graph: &mut GraphProto,
-    conv: &Conv,
-    bias: &[f64],
-    precision: Precision,
-    namer: &mut Namer,
-) -> Option<TensorProto> {
-    let (node, place, values) = match (&conv.batch_norm, conv.effective_bias()) {
-        (Some(norm), Some(old)) => {
-            let moved = norm.beta.iter().zip(bias).zip(&old).map(|((b, new), old)| b + new - old);
-            (norm.node, norm.place, moved.collect())
-        }
-        _ => (conv.node, 2, bias.to_vec()),
-    };
-    let place = graph.node.get_mut(node)?.input.get_mut(place)?;
-    *place = namer.fresh(&format!("{}/jmd_bias", conv.name));
-    Some(initializer(place.clone(), &[values.len()], values.into_iter(), precision))
-}
-
-/// The model with some convolutions' kernels and, where given, biases replaced, batch norms that they absorb taken out; `also`
-/// changes what else it likes and names the initializers to add.
-pub(crate) fn with_kernels<'c>(
-    model: &Model,
-    replaced: impl Iterator<Item = (&'c Conv, Array4<f64>, Option<Vec<f64>>)>,
-    also: &mut dyn FnMut(&mut GraphProto, &mut Namer) -> Vec<TensorProto>,
-) -> Result<Model> {
-    let mut proto = model.proto().clone();
-    let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
-    let before = Before::of(graph);
-    let mut namer = Namer::new(graph);
-    let mut gone = HashSet::new();
-    let added = also(graph, &mut namer);
-    graph.initializer.extend(added);
-    let mut sums: HashMap<usize, NodeProto> = HashMap::new();
-    for (conv, kernel, bias) in replaced {
-        let kind = &conv.kind;
-        let name = namer.fresh(&reference_names(conv)[0]);
-        let (dims, elements) = kind.store(kernel.mapv(|x| x as f32).view());
-        graph.initializer.push(float_initializer(name.clone(), &dims, elements.into_iter()));
-        for conv in conv.all() {
-            let node = graph.node.get_mut(conv.node).filter(|n| n.op_type() == kind.op_type() && n.input.len() > 1);
-            let node = node.ok_or_else(|| Error::Options(format!("no convolution '{}'", conv.name)))?;
-            node.input[1].clone_from(&name);
-            node.output[0].clone_from(&conv.output);
-        }
-        let Some(node) = graph.node.get_mut(conv.node) else { continue };
-        if let Some(bias) = bias {
-            let name = namer.fresh(&reference_names(conv)[1]);
-            graph.initializer.push(initializer(name.clone(), &[conv.shape[0]], bias.into_iter(), Precision::Single));
-            if *kind == Kind::MatMul {
-                node.output[0] = namer.fresh(&format!("{}/jmd_product", conv.output));
-                sums.insert(
-                    conv.node,
-                    patch::sum(conv, [node.output[0].clone(), name], conv.output.clone(), &mut namer),
-                );
-            } else {
-                node.input.truncate(2);
-                node.input.push(name);
-            }
-        }
-        gone.extend(conv.batch_norm.as_ref().map(|b| b.node));
-    }
-    let mut nodes = Vec::with_capacity(graph.node.len() + sums.len());
-    for (index, node) in graph.node.drain(..).enumerate().filter(|(index, _)| !gone.contains(index)) {
-        nodes.push(node);
-        nodes.extend(sums.remove(&index));
-    }
-    graph.node = nodes;
-    drop_unread(graph, &before);
-    Ok(model.derived(proto))
-}
-
-/// The names of a kernel that was replaced, and of its bias.
-fn reference_names(conv: &Conv) -> [String; 2] {
-    [format!("{}/jmd_reference", conv.kernel_name), format!("{}/jmd_reference_bias", conv.name)]
-}
-
 /// The bias to store: the one given, or the batch norm's folded in; none where the node's own stays.
 fn new_bias(conv: &Conv, given: Option<&Vec<f64>>) -> Option<Vec<f64>> {
     given.cloned().or_else(|| conv.folded_bias())
@@ -501,6 +364,7 @@ mod tests {
     use super::*;
     use crate::factor::{Scheme, Unfolding};
     use crate::group::{GroupOptions, find_groups};
+    use crate::onnx::{initializer, proto::NodeProto};
     use crate::plan::{PlanOptions, RankPolicy, SchemeChoice};
 
     #[test]

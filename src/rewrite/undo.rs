@@ -1,7 +1,8 @@
 //! Back from a rewritten graph to one convolution each, whose kernel is what its factors multiply out to now: a model that was
 //! trained in its factors can so be decomposed anew.
 
-use super::{Amends, INPUTS_UNTIL, amend, patches, reference_names, tensor_input, with_kernels};
+use super::reference::{reference_names, with_kernels};
+use super::{Amends, INPUTS_UNTIL, amend, patches, tensor_input};
 use crate::error::{Error, Result};
 use crate::factor::{Factors, compose};
 use crate::onnx::proto::GraphProto;

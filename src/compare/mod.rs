@@ -1,18 +1,25 @@
 //! How far two models are apart: their outputs for the same inputs, drawn by chance or the user's own.
 
+mod score;
+mod tally;
+
 use crate::error::{Error, Result};
 use crate::gates::Gates;
 use crate::images::{Images, Samples};
 use crate::onnx::{InputShape, Model};
 use crate::progress::{Listener, Progress};
-use crate::report::{Approximation, Change, Score, json, thousands};
-use crate::runtime::{Feed, Input, Runner, best_classes, inputs, is_scores, shapes};
+use crate::report::{Approximation, Change, json, thousands};
+use crate::runtime::{Feed, Input, Runner, inputs, shapes};
 use ndarray::{ArrayD, IxDyn};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use rand_pcg::Pcg64Mcg;
+pub(crate) use score::Scorer;
+pub use score::score;
+use score::{check_labels, classes, right_classes};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+pub(crate) use tally::Tally;
 
 /// Inputs that are made, run and dropped at a time, as thousands of large ones would not fit.
 const PORTION: usize = 64;
@@ -265,97 +272,6 @@ fn figure(share: f64) -> String {
     if share == 0.0 || share >= 1e-3 { format!("{share:.4}") } else { format!("{share:.1e}") }
 }
 
-/// Classifies images with one model, to hold others against it.
-pub(crate) struct Scorer<'s> {
-    samples: &'s Samples,
-    inputs: Vec<Input>,
-    before: Vec<Option<usize>>,
-}
-
-impl<'s> Scorer<'s> {
-    /// # Errors
-    /// [`Error::Unavailable`], or [`Error::Options`] if the output is not class scores.
-    pub(crate) fn new(model: &Model, samples: &'s Samples, given: &[InputShape]) -> Result<Self> {
-        let inputs = inputs(model, given)?;
-        let before = classified(model, samples, &inputs, "the model").map_err(|error| match error {
-            Error::Unavailable { what, reason } => Error::Unavailable {
-                what,
-                reason: format!("{reason} (to compress without classes: leave out --images)"),
-            },
-            other => other,
-        })?;
-        if let Some(at) = before.iter().position(Option::is_none) {
-            return Err(Error::Options(format!(
-                "of image {at} (the first is 0) the model gives scores that are no numbers (NaN), and so no class: repair the model, or \
-                 give other --images or another --preprocess"
-            )));
-        }
-        Ok(Self { samples, inputs, before })
-    }
-
-    /// # Errors
-    /// As [`Scorer::new`].
-    pub(crate) fn score(&self, compressed: &Model) -> Result<Score> {
-        let after = classified(compressed, self.samples, &self.inputs, "the compressed model")?;
-        let share = |right: usize| right as f64 / self.samples.len() as f64;
-        let top1 = |found: &[Option<usize>]| Some(share(right_classes(found, self.samples.labels()?)));
-        Ok(Score {
-            images: self.samples.len(),
-            agreement: share(self.before.iter().zip(&after).filter(|(a, b)| a == b).count()),
-            top1_before: top1(&self.before),
-            top1_after: top1(&after),
-        })
-    }
-}
-
-/// Classifies images with the original and the written model.
-///
-/// # Errors
-/// [`Error::Unavailable`], or [`Error::Images`] if they do not fit the model's input or its output is not class scores.
-pub fn score(model: &Model, compressed: &Model, images: &Images, given: &[InputShape]) -> Result<Score> {
-    let samples = images.fit(model, &shapes(&inputs(model, given)?), None)?;
-    Scorer::new(model, &samples, given)?.score(compressed)
-}
-
-fn classified(model: &Model, samples: &Samples, inputs: &[Input], what: &'static str) -> Result<Vec<Option<usize>>> {
-    let runner = Runner::load(model, inputs, what)?;
-    let mut found = Vec::with_capacity(samples.len());
-    for start in (0..samples.len()).step_by(PORTION) {
-        let portion = start..(start + PORTION).min(samples.len());
-        let answers = runner.run_all(&samples.feeds(portion)?)?;
-        check_labels(&answers, samples.labels())?;
-        found.extend(classes(&answers, "--images")?);
-    }
-    Ok(found)
-}
-
-/// The class of the largest score of each input, none where a score is no number; `asked` is the option that needs them.
-fn classes(outputs: &[Vec<ArrayD<f32>>], asked: &str) -> Result<Vec<Option<usize>>> {
-    let wrong =
-        || Error::Options(format!("{asked} needs a model whose first output is class scores, [batch, classes]"));
-    let each = outputs.iter().map(|o| o.first().filter(|y| is_scores(y)).map(best_classes).ok_or_else(wrong));
-    Ok(each.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-}
-
-/// Refuses labels that are no class of a model.
-fn check_labels(outputs: &[Vec<ArrayD<f32>>], labels: Option<&[i64]>) -> Result<()> {
-    let Some(scores) = outputs.first().and_then(|o| o.first()).filter(|y| is_scores(y)) else { return Ok(()) };
-    let all = scores.shape()[1];
-    let wrong = |label: &i64| usize::try_from(*label).map_or(true, |class| class >= all);
-    let Some((at, label)) = labels.unwrap_or_default().iter().enumerate().find(|(_, label)| wrong(label)) else {
-        return Ok(());
-    };
-    Err(Error::Options(format!(
-        "--labels says {label} of image {at} (the first is 0), but the model's {all} classes are 0 to {}: give the labels of these \
-         images by this model's numbers",
-        all - 1
-    )))
-}
-
-fn right_classes(found: &[Option<usize>], labels: &[i64]) -> usize {
-    found.iter().zip(labels).filter(|(f, l)| f.is_some_and(|f| i64::try_from(f) == Ok(**l))).count()
-}
-
 /// Inputs of standard normal values.
 pub(crate) fn draw(inputs: &[Input], count: usize, seed: u64) -> Vec<Feed> {
     let mut rng = Pcg64Mcg::seed_from_u64(seed);
@@ -367,161 +283,4 @@ pub(crate) fn draw(inputs: &[Input], count: usize, seed: u64) -> Vec<Feed> {
         ArrayD::from_shape_vec(IxDyn(&input.dims), values).unwrap_or_default()
     };
     (0..count.max(1)).map(|_| inputs.iter().map(&mut array).collect()).collect()
-}
-
-/// Sums over pairs of outputs, from which all measures follow.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    outputs: Vec<Sums>,
-    /// Answers whose first output is class scores, and those of them with the same largest score.
-    answers: usize,
-    same: usize,
-    /// Whether some first output is not class scores.
-    other: bool,
-}
-
-/// Sums over one output.
-#[derive(Debug, Default, Clone)]
-struct Sums {
-    difference: f64,
-    largest: f64,
-    signal: f64,
-    noise: f64,
-    inner: f64,
-    energy: f64,
-    /// Values that are numbers in one and none in the other.
-    broken: u64,
-    /// Values that are numbers in both.
-    measured: u64,
-    /// All values.
-    seen: u64,
-}
-
-impl Tally {
-    /// Refuses outputs of different shapes.
-    fn check(&self, a: &[Vec<ArrayD<f32>>], b: &[Vec<ArrayD<f32>>]) -> Result<()> {
-        let (Some(a), Some(b)) = (a.first(), b.first()) else { return Ok(()) };
-        let told =
-            |outputs: &[ArrayD<f32>]| outputs.iter().map(|o| format!("{:?}", o.shape())).collect::<Vec<_>>().join(", ");
-        if a.len() == b.len() && a.iter().zip(b).all(|(x, y)| x.shape() == y.shape()) {
-            return Ok(());
-        }
-        let (a, b) = (told(a), told(b));
-        Err(Error::Options(format!("the models give different outputs, {a} and {b}: they cannot be compared")))
-    }
-
-    /// Takes the outputs of some inputs in, each input's in the order of the model.
-    pub(crate) fn add(&mut self, a: &[Vec<ArrayD<f32>>], b: &[Vec<ArrayD<f32>>]) {
-        for (a, b) in a.iter().zip(b) {
-            self.outputs.resize(self.outputs.len().max(a.len()), Sums::default());
-            self.outputs.iter_mut().zip(a.iter().zip(b)).for_each(|(sums, (x, y))| sums.add(x, y));
-            match (a.first(), b.first()) {
-                (Some(x), Some(y)) if is_scores(x) => {
-                    let (first, second) = (best_classes(x), best_classes(y));
-                    self.answers += first.len();
-                    self.same += first.iter().zip(second).filter(|(p, q)| p.is_some() && **p == *q).count();
-                }
-                _ => self.other = true,
-            }
-        }
-    }
-
-    /// Whether there were values, and none of either was a number, so that nothing is known of how far apart they are.
-    fn is_blind(&self) -> bool {
-        self.outputs.iter().any(|sums| sums.seen > 0)
-            && self.outputs.iter().all(|sums| sums.measured == 0 && sums.broken == 0)
-    }
-
-    /// Whether there were values, and of both none was a number other than zero: where something goes wrong on the way, too.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.outputs.iter().any(|sums| sums.seen > 0)
-            && self.outputs.iter().all(|sums| sums.signal + sums.energy == 0.0 && sums.broken == 0)
-    }
-
-    /// The largest over the outputs of `max |a − b| / max |a|`, all inputs together.
-    pub(crate) fn largest_difference(&self) -> f64 {
-        self.outputs.iter().map(Sums::largest_difference).fold(0.0, f64::max)
-    }
-
-    /// All outputs together.
-    pub(crate) fn approximation(&self) -> Approximation {
-        let sum = |of: fn(&Sums) -> f64| self.outputs.iter().map(of).sum::<f64>();
-        let (signal, noise, energy) = (sum(|s| s.signal), sum(|s| s.noise), sum(|s| s.energy));
-        let scores = !self.other && self.answers > 0;
-        Approximation {
-            broken: self.outputs.iter().map(|s| s.broken).sum(),
-            relative_error: if signal > 0.0 { (noise / signal).sqrt() } else { noise.sqrt() },
-            snr_db: (noise > 0.0).then(|| 10.0 * (signal / noise).log10()),
-            cosine: if signal > 0.0 && energy > 0.0 { sum(|s| s.inner) / (signal * energy).sqrt() } else { 0.0 },
-            agreement: scores.then(|| self.same as f64 / self.answers as f64),
-        }
-    }
-}
-
-impl Sums {
-    fn add(&mut self, x: &ArrayD<f32>, y: &ArrayD<f32>) {
-        if x.shape() != y.shape() {
-            self.difference = f64::INFINITY;
-            self.broken += 1;
-            return;
-        }
-        for (p, q) in x.iter().zip(y).map(|(&p, &q)| (f64::from(p), f64::from(q))) {
-            self.seen += 1;
-            // Where either is no number there is nothing to measure: the same infinity, or no number in both, is agreement, only
-            // one of them is not.
-            if !p.is_finite() || !q.is_finite() {
-                if p != q && !(p.is_nan() && q.is_nan()) {
-                    self.difference = f64::INFINITY;
-                    self.broken += 1;
-                }
-                continue;
-            }
-            self.measured += 1;
-            self.difference = self.difference.max((p - q).abs());
-            self.largest = self.largest.max(p.abs());
-            self.signal += p * p;
-            self.noise += (p - q) * (p - q);
-            self.inner += p * q;
-            self.energy += q * q;
-        }
-    }
-
-    fn largest_difference(&self) -> f64 {
-        if self.largest > 0.0 { self.difference / self.largest } else { self.difference }
-    }
-
-    fn row(&self, name: String) -> OutputRow {
-        let relative_error = if self.signal > 0.0 { (self.noise / self.signal).sqrt() } else { self.noise.sqrt() };
-        OutputRow { name, largest_difference: self.largest_difference(), relative_error }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tally(a: [f32; 3], b: [f32; 3]) -> Tally {
-        let outputs = |values: [f32; 3]| vec![vec![ArrayD::from_shape_vec(IxDyn(&[1, 3]), values.to_vec()).unwrap()]];
-        let mut tally = Tally::default();
-        tally.add(&outputs(a), &outputs(b));
-        tally
-    }
-
-    #[test]
-    fn the_measures_are_those_of_their_formulas() {
-        let found = tally([3.0, 0.0, 4.0], [3.0, 0.0, 3.0]).approximation();
-        // ‖y − ŷ‖ = 1, ‖y‖ = 5, ⟨y, ŷ⟩ = 21, ‖ŷ‖ = √18; the largest score moves from the last to the first class.
-        assert!((found.relative_error - 0.2).abs() < 1e-12);
-        assert!((found.snr_db.unwrap() - 20.0 * 5f64.log10()).abs() < 1e-9);
-        assert!((found.cosine - 21.0 / (5.0 * 18f64.sqrt())).abs() < 1e-9);
-        assert_eq!(found.agreement, Some(0.0));
-    }
-
-    #[test]
-    fn differences_are_relative_to_the_largest_output() {
-        assert!((tally([0.0, 2.0, -8.0], [1.0, 2.0, -8.0]).largest_difference() - 0.125).abs() < 1e-12);
-        let infinite = [f32::INFINITY, f32::NAN, 1.0];
-        assert_eq!(tally(infinite, infinite).largest_difference(), 0.0);
-        assert_eq!(tally([1.0, 1.0, 1.0], infinite).largest_difference(), f64::INFINITY);
-    }
 }
