@@ -14,6 +14,8 @@ use crate::picture::{CurvePoint, Diagram, Pictures, Spectrum, trace};
 use crate::plan::{Circumstances, Plan, PlanFile};
 use crate::progress::Progress;
 use crate::report::{Change, Report, Tuning, Verification};
+#[cfg(feature = "tune")]
+use crate::rewrite::tuned_errors;
 use crate::rewrite::{Compiled, narrowed};
 use crate::runtime::{Feed, inputs as fixed, shapes as named};
 use crate::steps::Start;
@@ -45,6 +47,7 @@ pub struct Compilation {
 pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + Sync)) -> Result<Compilation> {
     let progress = Progress::new(progress);
     options.validate(original)?;
+    original.check_numbers()?;
     // Runs are in float32, whatever the kernels are stored in.
     let wide = if options.is_lean(original) { original.mostly_in_f32() } else { original.in_f32() };
     let model = wide.as_ref().unwrap_or(original);
@@ -99,6 +102,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         && let Some((done, taught)) = taught(whole, smaller, &compiled.model, options, &progress)?
     {
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
+        compiled.errors = tuned_errors(model, &made.plan, &compiled.factors, &compiled.amends, &compiled.model)?;
         tuning = Some(Tuning { earlier: start.earlier, ..done.tuning });
     }
     let samples = made.origin.or_else(|| uncalibrated.as_ref().map(|_| GAVE_WAY.into()));

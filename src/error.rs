@@ -70,13 +70,25 @@ pub enum Error {
         /// One node of the cycle.
         node: String,
     },
-    /// A kernel or a bias has a NaN or an infinity.
+    /// A parameter has a NaN or an infinity.
     #[error("tensor '{tensor}', a weight of node '{node}', holds a NaN or an infinity: repair the model first")]
     NotFinite {
-        /// The convolution.
+        /// The layer or normalisation.
         node: String,
-        /// Its kernel or its bias.
+        /// Its kernel, bias, scale or the like.
         tensor: String,
+    },
+    /// A parameter with which products exceed float32.
+    #[error(
+        "tensor '{tensor}', a weight of node '{node}', holds {value:.1e}, which no network learns: repair the model first, as it may be damaged"
+    )]
+    Extreme {
+        /// The layer or batch norm.
+        node: String,
+        /// Its kernel, bias or scale.
+        tensor: String,
+        /// The largest of its numbers, without its sign.
+        value: f64,
     },
     /// A file's model is not sound.
     #[error("{path}: {source}")]
@@ -219,7 +231,8 @@ impl Error {
             | Self::Dangling { .. }
             | Self::WrittenTwice { .. }
             | Self::Cycle { .. }
-            | Self::NotFinite { .. } => Self::Unsound { path: path.to_owned(), source: Box::new(self) },
+            | Self::NotFinite { .. }
+            | Self::Extreme { .. } => Self::Unsound { path: path.to_owned(), source: Box::new(self) },
             other => other,
         }
     }
@@ -238,7 +251,8 @@ impl Error {
             | Self::Dangling { .. }
             | Self::WrittenTwice { .. }
             | Self::Cycle { .. }
-            | Self::NotFinite { .. } => 3,
+            | Self::NotFinite { .. }
+            | Self::Extreme { .. } => 3,
             Self::Unsound { source, .. } => source.exit_code(),
             Self::NothingToCompress(_) => 4,
             Self::Unreachable { .. } => 5,

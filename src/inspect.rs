@@ -130,6 +130,7 @@ pub struct ReachRow {
 /// [`Error::Numerical`](crate::Error::Numerical).
 pub fn inspect(model: &Model, options: &GroupOptions) -> Result<Inspection> {
     model.check_shapes(&options.input_shapes)?;
+    model.check_numbers()?;
     let wide = model.mostly_in_f32();
     let full = model.in_full();
     let grouping = find_groups(full.as_ref().or(wide.as_ref()).unwrap_or(model), options)?;

@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Job::Zoo(job) => many(&job),
         Job::Text(text) => printed(&text),
     });
+    // Whoever asks the process to end now is too late.
+    std::mem::forget(writing());
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -167,15 +169,27 @@ fn write(job: &CompressJob, compilation: Compilation) -> Result<()> {
             None => model.save(path),
         }?;
     }
+    let written = output.is_some();
     if let (Some(path), Some(plan)) = (&job.plan_out, &compilation.plan) {
-        write_whole(path, plan.as_bytes())?;
+        beside(path, plan.as_bytes(), written)?;
     }
     if let (Some(path), Some(pictures)) = (&job.report, &compilation.pictures) {
         let name = job.input.file_name().unwrap_or(job.input.as_os_str()).to_string_lossy();
-        write_whole(path, report.to_html(&name, pictures).as_bytes())?;
+        beside(path, report.to_html(&name, pictures).as_bytes(), written)?;
     }
     let taken = job.model_output.is_some() && output.is_none();
-    tell(&job.output, (taken, output.is_some()), || report.to_json(), &report)
+    tell(&job.output, (taken, written), || report.to_json(), &report)
+}
+
+/// Writes a file beside a model that is `written` by now, or is none.
+fn beside(path: &Path, bytes: &[u8], written: bool) -> Result<()> {
+    write_whole(path, bytes).map_err(|error| match error {
+        Error::Write { path, source } if written => {
+            let told = format!("{source} (the model is written)");
+            Error::Write { path, source: std::io::Error::new(source.kind(), told) }
+        }
+        other => other,
+    })
 }
 
 /// `onnx-jmd inspect`.
@@ -206,6 +220,9 @@ fn verified(job: &VerifyJob) -> Result<()> {
     progress(&format!("reading {} and {}", named(&job.first), named(&job.second)));
     let (first, second) = (streams::open(&job.first)?, streams::open(&job.second)?);
     outputs.apart_from(first.data_files().chain(second.data_files()))?;
+    for (model, path) in [(&first, &job.first), (&second, &job.second)] {
+        model.check_numbers().map_err(|error| error.of_file(streams::name(path)))?;
+    }
     let found = compare(&first, &second, &job.options, &progress)?;
     // What was found is told whether it is near enough or not.
     tell(&job.output, (false, false), || found.to_json(), &found)?;
@@ -231,6 +248,9 @@ fn tuned(job: &TuneJob) -> Result<()> {
     progress(&format!("reading {} and {}", named(&job.student), named(&job.teacher)));
     let (student, teacher) = (streams::open(&job.student)?, streams::open(&job.teacher)?);
     outputs.apart_from(student.data_files().chain(teacher.data_files()))?;
+    for (model, path) in [(&student, &job.student), (&teacher, &job.teacher)] {
+        model.check_numbers().map_err(|error| error.of_file(streams::name(path)))?;
+    }
     let (model, report) = tune(&teacher, &student, &job.distillation, &progress)?;
     {
         let _whole = writing();
@@ -284,7 +304,7 @@ fn tell(
         return std::io::stdout().write_all(json().as_bytes()).map_err(streams::refused);
     }
     if let Some(path) = &output.json {
-        write_whole(path, json().as_bytes())?;
+        beside(path, json().as_bytes(), written)?;
     }
     let written = written || output.json.is_some();
     match (output.quiet, taken) {

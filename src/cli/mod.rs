@@ -1,5 +1,6 @@
 //! The command line: arguments and the help that explains them, into what the library is asked.
 
+mod completions;
 mod compress;
 mod config;
 mod inspect;
@@ -147,11 +148,7 @@ impl Cli {
             Some(Command::Verify(verify)) => Ok(Job::Verify(Box::new(verify.job()?))),
             Some(Command::Tune(tune)) => Ok(Job::Tune(Box::new(tune.job()?))),
             Some(Command::Zoo(zoo)) => Ok(Job::Zoo(Box::new(zoo.job()?))),
-            Some(Command::Completions { shell }) => {
-                let mut text = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "onnx-jmd", &mut text);
-                Ok(Job::Text(text))
-            }
+            Some(Command::Completions { shell }) => Ok(Job::Text(completions::script(shell, &mut Self::command()))),
             Some(Command::Man) => {
                 let mut text = Vec::new();
                 // Writing to memory cannot fail.

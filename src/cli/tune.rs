@@ -221,6 +221,11 @@ pub struct TuneJob {
 
 impl Tune {
     pub(super) fn job(self) -> Result<TuneJob> {
+        if self.calib.as_ref().is_some_and(|path| path.as_os_str() == "none") {
+            let reason =
+                "tuning learns from images: name some with --calib, or leave it out for pictures drawn by chance";
+            return Err(Error::Options(reason.into()));
+        }
         let calib = self.calib.filter(|path| path.as_os_str() != "drawn");
         let seed = self.verification.seed;
         let preprocessing = self.pixels.preprocessing();

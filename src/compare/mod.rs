@@ -115,13 +115,15 @@ fn or_infinite<'d, D: Deserializer<'d>>(from: D) -> Result<f64, D::Error> {
 ///
 /// # Errors
 /// [`Error::Options`] if inputs or outputs of the two differ in number or shape, [`Error::Images`] if images do not fit,
-/// [`Error::Unavailable`] if tract cannot run one. Bounds are not checked: see [`Comparison::check`].
+/// [`Error::NotFinite`] if a parameter of one is no number, [`Error::Unavailable`] if tract cannot run one. Bounds are not checked: see [`Comparison::check`].
 pub fn compare(a: &Model, b: &Model, options: &CompareOptions, progress: &Listener<'_>) -> Result<Comparison> {
     let progress = Progress::new(progress);
     if options.max_difference.is_some_and(|most| most.is_nan() || most < 0.0) {
         return Err(Error::Options("--max-difference must be a number, 0 or more".into()));
     }
     options.gates.sound()?;
+    a.check_numbers()?;
+    b.check_numbers()?;
     let sizes = (Change::new(a.parameters(), b.parameters()), Change::new(a.file_bytes(), b.file_bytes()));
     // tract runs other types slowly or not at all.
     let wide = (a.in_f32(), b.in_f32());

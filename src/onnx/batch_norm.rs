@@ -55,8 +55,9 @@ impl BatchNorm {
         })
     }
 
-    /// The `Add` of a constant, one number a channel along the last axis, that reads `value` when nothing else does: `y = x + β`.
-    pub(super) fn adding(graph: &Graph<'_>, value: &str, channels: usize) -> Option<Self> {
+    /// The `Add` of a constant, one number a channel along the last axis, that reads `value` when nothing else does: `y = x + β`. Of more
+    /// axes than `value` is known to have it would give the sum others.
+    pub(super) fn adding(graph: &Graph<'_>, value: &str, channels: usize, rank: Option<usize>) -> Option<Self> {
         let (index, position) = graph.only_reader(value)?;
         let node = &graph.nodes()[index];
         if node.op_type() != "Add" || !is_standard(node) || node.input.len() != 2 {
@@ -67,7 +68,7 @@ impl BatchNorm {
         let fits = stored.len() == channels
             && stored.shape().last() == Some(&channels)
             && stored.iter().all(|v| v.is_finite())
-            && stored.ndim() <= 3;
+            && stored.ndim() <= rank.unwrap_or(1);
         let beta: Vec<f64> = stored.iter().copied().collect();
         let own = graph.constant_uses(&node.input[place]) == 1;
         fits.then(|| Self {

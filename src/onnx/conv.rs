@@ -9,7 +9,7 @@ use super::window::{Padding, Window};
 use super::{BatchNorm, Storage, attributes, tensor};
 use crate::error::{Error, Result};
 use crate::factor::{self, ChainForm};
-use ndarray::{Array1, Array4, Axis};
+use ndarray::{Array1, Array4, ArrayD, Axis};
 use std::ops::Range;
 
 /// A convolution, or what computes one (a transposed convolution, a fully connected layer), with a constant kernel that nothing
@@ -96,7 +96,8 @@ impl Conv {
                 "its {attribute} is of type {stated}, not {right}: no operator reads it so"
             )));
         }
-        let Some(tensor) = graph.folded(weight) else { return Err(unknown_kernel(graph, weight)) };
+        let tensor = graph.folded(weight).filter(|_| !graph.is_widely_quantized(weight));
+        let Some(tensor) = tensor else { return Err(unknown_kernel(graph, weight)) };
         let channel_groups = attributes::int(node, "group").unwrap_or(1);
         if channel_groups != 1 && node.op_type() == "ConvTranspose" {
             return Err(SkipReason::Grouped { channel_groups });
@@ -119,20 +120,19 @@ impl Conv {
         check_groups(kind.groups(), shape, resolutions.shape(input))?;
         let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
         let bias_values = bias.as_ref().and_then(|b| tensor::read_numbers(&graph.folded(b)?));
-        let bias_values: Option<Vec<f64>> = bias_values.map(|b| b.iter().copied().collect());
-        let fits = |b: &Vec<f64>| b.len() == shape[0];
+        let fits = |b: &ArrayD<f64>| b.len() == shape[0] && b.shape().last() == Some(&shape[0]);
         if !kind.is_dense() && bias_values.as_ref().is_some_and(|b| !fits(b)) {
             return Err(inconsistent(format!("its bias does not have {} elements", shape[0])));
         }
-        // That of a fully connected layer may be any matrix or number that is as large when broadcast.
-        let bias_values = bias_values.filter(fits);
+        // That of a fully connected layer may be any matrix or number that is as large when broadcast, and one column for all rows.
+        let bias_values: Option<Vec<f64>> = bias_values.filter(fits).map(|b| b.iter().copied().collect());
         let [written] = &node.output[..] else {
             return Err(inconsistent(format!("it has {} outputs", node.output.len())));
         };
         let foldable = fold && (bias.is_none() || bias_values.is_some());
         let batch_norm = match kind {
             _ if readers > 1 => None,
-            Kind::MatMul => BatchNorm::adding(graph, written, shape[0]),
+            Kind::MatMul => BatchNorm::adding(graph, written, shape[0], resolutions.rank(graph, input)),
             _ if foldable => BatchNorm::reading(graph, written, shape[0]),
             _ => None,
         };

@@ -41,7 +41,8 @@ impl Dense {
         let stored = read_floats(graph.constant(weight)?)?.into_dimensionality::<Ix2>().ok()?.mapv(f64::from);
         let weight = if transposed { stored.reversed_axes() } else { stored };
         let bias = read_floats(graph.constant(bias)?)?;
-        let fits = bias.len() == weight.ncols() && weight.iter().all(|w| w.is_finite());
+        let of_columns = bias.len() == weight.ncols() && bias.shape().last() == Some(&bias.len());
+        let fits = of_columns && weight.iter().all(|w| w.is_finite());
         fits.then(|| Self {
             name: label(node),
             node: index,

@@ -26,6 +26,14 @@ pub(super) fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location() == DataLocation::External || !tensor.external_data.is_empty()
 }
 
+/// What the system says of a file that cannot be read.
+fn unreadable(e: std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => "it is not there: put it beside the model".into(),
+        _ => format!("it cannot be read: {e}"),
+    }
+}
+
 /// Where the data of a tensor is.
 struct Place {
     location: String,
@@ -55,13 +63,12 @@ impl Place {
     fn file(&self, folder: &Path) -> Result<PathBuf, String> {
         let path = Path::new(&self.location);
         if !path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-            return Err("the location must be a path within the model's folder".into());
+            return Err("the location must be a path within the model's folder: put the file there, and save the model with that path".into());
         }
-        let unreadable = |e: std::io::Error| format!("it cannot be read: {e}");
         let (file, folder) =
             (folder.join(path).canonicalize().map_err(unreadable)?, folder.canonicalize().map_err(unreadable)?);
         if !file.starts_with(folder) {
-            return Err("a link leads out of the model's folder".into());
+            return Err("a link leads out of the model's folder: put the file itself there".into());
         }
         if std::fs::metadata(&file).map_err(unreadable)?.is_file() { Ok(file) } else { Err("it is not a file".into()) }
     }
@@ -142,10 +149,14 @@ fn attach(
 ) -> Result<(), String> {
     let place = Place::of(tensor)?;
     let path = place.file(folder)?;
-    let unreadable = |e: std::io::Error| format!("it cannot be read: {e}");
     let size = std::fs::metadata(&path).map_err(unreadable)?.len();
     if place.end()? > size {
-        return Err(format!("the tensor should end at byte {}, but the file has {size}", place.end()?));
+        let pointer = || std::fs::read(&path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"));
+        if size < 1024 && pointer() {
+            return Err("it is a pointer of Git LFS to a file that was not fetched: run git lfs pull".into());
+        }
+        let end = place.end()?;
+        return Err(format!("the tensor should end at byte {end}, but the file has {size}: copy it again, whole"));
     }
     if !files.contains_key(&path) {
         let wanted = needed.get(&path).copied().unwrap_or(0).min(size);

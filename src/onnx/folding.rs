@@ -71,7 +71,11 @@ impl Graph<'_> {
                 let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= MOST_EXPANDED)?;
                 // Of one number, as biases are, or to what it is already.
                 match elements()[..] {
-                    [only] => made(&shape, vec![only; count], precision),
+                    [only] => {
+                        // It keeps axes that it has more than are asked for.
+                        let more = dims.len().saturating_sub(shape.len());
+                        made(&[vec![1; more], shape].concat(), vec![only; count], precision)
+                    }
                     _ => (dims == shape).then_some(from),
                 }
             }

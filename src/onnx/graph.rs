@@ -343,6 +343,7 @@ pub(crate) fn captures(node: &NodeProto) -> Vec<&str> {
             .iter()
             .map(|i| i.name())
             .chain(graph.initializer.iter().map(|t| t.name()))
+            .chain(graph.sparse_initializer.iter().filter_map(|s| s.values.as_ref()).map(|v| v.name()))
             .chain(graph.node.iter().flat_map(|n| &n.output).map(String::as_str))
             .collect();
         let mut read: Vec<&str> = graph.output.iter().map(|o| o.name()).collect();

@@ -41,6 +41,14 @@ pub(crate) fn is_layer(graph: &Graph<'_>, node: &NodeProto) -> bool {
         }
 }
 
+/// How many spatial axes there are, and of three what they are: of those that are one in a shape, each may be another.
+fn axes(window: &Window) -> String {
+    match window.kernel[..] {
+        [a, b, c] => format!("3 {a}×{b}×{c}"),
+        _ => window.kernel.len().to_string(),
+    }
+}
+
 /// The spatial axes of a kernel that are the first, and the second, of two.
 fn halves(axes: usize) -> [Range<usize>; 2] {
     if axes == 1 { [0..0, 0..1] } else { [0..1, 1..axes] }
@@ -59,9 +67,9 @@ impl Kind {
     /// What convolutions have in common that store kernels alike, so that they can share one.
     pub(crate) fn family(&self) -> String {
         match self {
-            Self::Conv(window) if window.groups > 1 => format!("Conv{}/{}", window.kernel.len(), window.groups),
+            Self::Conv(window) if window.groups > 1 => format!("Conv{}/{}", axes(window), window.groups),
             Self::Conv(window) if window.kernel.len() == 2 => String::new(),
-            Self::Conv(window) | Self::ConvTranspose(window) => format!("{}{}", self.op_type(), window.kernel.len()),
+            Self::Conv(window) | Self::ConvTranspose(window) => format!("{}{}", self.op_type(), axes(window)),
             Self::Gemm { transposed: true } => "Gemm'".into(),
             Self::Gemm { .. } | Self::MatMul => self.op_type().into(),
         }

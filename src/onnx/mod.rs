@@ -8,6 +8,7 @@ mod conv;
 mod dense;
 mod encode;
 mod external;
+mod finite;
 mod folding;
 mod foreign;
 mod functions;

@@ -134,7 +134,9 @@ impl Resolutions {
                 let axis = axis(attributes::int(node, "axis").unwrap_or(0), whole.len())?;
                 let stated = attributes::ints(node, "split").map(<[i64]>::to_vec).or_else(|| integers(1));
                 let even = stated.is_none_or(|s| s.iter().all(|n| Some(n) == s.first()));
-                whole[axis] = whole[axis].filter(|_| even).map(|n| n / node.output.len().max(1));
+                // Of parts that are not equal each output is another.
+                let parts = node.output.len().max(1);
+                whole[axis] = whole[axis].filter(|n| even && n.is_multiple_of(parts)).map(|n| n / parts);
                 Some(whole)
             }
             "Transpose" => {
@@ -202,7 +204,9 @@ impl Resolutions {
             "MaxPool" | "AveragePool" | "LpPool" => {
                 let (first, window) = (first?, Window::of_pool(node));
                 let spatial = |(axis, size): (usize, &Option<usize>)| window.as_ref()?.output(axis, (*size)?);
-                let window = window.as_ref().filter(|w| w.kernel.len() + 2 == first.len());
+                // With dilations runtimes are of several opinions on what SAME is.
+                let agreed = |w: &&Window| w.padding.auto_pad().is_none() || w.dilations.iter().all(|&d| d == 1);
+                let window = window.as_ref().filter(|w| w.kernel.len() + 2 == first.len()).filter(agreed);
                 let spatial = |each| window.and_then(|_| spatial(each));
                 let sizes = first.iter().skip(2).enumerate().map(spatial);
                 Some(first.iter().take(2).copied().chain(sizes).collect())
@@ -228,10 +232,17 @@ impl Resolutions {
             },
             "Upsample" | "Resize" => {
                 let first = first?;
-                let sizes = integers(3).filter(|s| s.len() == first.len());
-                let scale = scales(graph, node).filter(|s| s.len() == first.len());
+                let is = |name: &str, value: &str| attributes::string(node, name).is_none_or(|stated| stated == value);
+                let stretched = is("keep_aspect_ratio_policy", "stretch");
+                let cropped = attributes::string(node, "coordinate_transformation_mode") == Some("tf_crop_and_resize");
+                let sizes = integers(3).filter(|s| stretched && s.len() == first.len());
+                let scale = scales(graph, node).filter(|s| !cropped && s.len() == first.len());
                 let size = |(axis, d): (usize, &Option<usize>)| match (&scale, &sizes) {
-                    (Some(scale), _) => Some(((*d)? as f64 * scale[axis]).floor() as usize),
+                    // Some multiply in float32: just below a whole number that makes one, and nobody knows.
+                    (Some(scale), _) => {
+                        let exact = ((*d)? as f64 * scale[axis]).floor() as usize;
+                        Some(exact).filter(|&n| n == ((*d).unwrap_or(0) as f32 * scale[axis] as f32).floor() as usize)
+                    }
                     (None, Some(sizes)) => usize::try_from(sizes[axis]).ok(),
                     _ => None,
                 };

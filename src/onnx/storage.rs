@@ -13,7 +13,7 @@ use super::folding::folds;
 use super::graph::Graph;
 use super::precision::Precision;
 use super::proto::{NodeProto, TensorProto};
-use super::tensor::{floats_of, initializer, integers_of};
+use super::tensor::{element_bits, floats_of, initializer, integers_of};
 use crate::factor::StoredKernel;
 use ndarray::{Array4, ArrayView4, Axis};
 
@@ -133,6 +133,12 @@ impl Graph<'_> {
             name = input;
         }
         Storage::Plain
+    }
+
+    /// Whether a name stands for whole numbers of more than eight bits, as biases are: what is stored in fewer would be less precise.
+    pub(crate) fn is_widely_quantized(&self, name: &str) -> bool {
+        let stored = || self.constant(self.stored(name)).and_then(|tensor| element_bits(tensor.data_type()));
+        matches!(self.storage(name), Storage::Quantized { .. }) && stored().is_none_or(|bits| bits > 8)
     }
 
     /// The constant behind a name, or in other numbers behind what only converts it: of the same dimensions.

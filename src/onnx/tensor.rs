@@ -287,6 +287,15 @@ pub(super) fn is_finite(tensor: &TensorProto) -> bool {
     }
 }
 
+/// The largest element of a tensor of a floating-point type, without its sign; none if one is no number.
+pub(super) fn largest(tensor: &TensorProto) -> Option<f32> {
+    let most = |largest: f32, x: f32| if x.is_nan() { None } else { Some(largest.max(x.abs())) };
+    match Precision::of(tensor.data_type()) {
+        Some(Precision::Single) => floats(tensor).try_fold(0.0, most),
+        _ => floats_of(tensor).into_iter().try_fold(0.0, most),
+    }
+}
+
 /// The elements of a tensor that is float32, wherever they stand.
 fn floats(tensor: &TensorProto) -> impl Iterator<Item = f32> {
     let raw = tensor.raw_data.as_ref().map_or(&[][..], |raw| raw.as_chunks::<4>().0);

@@ -71,6 +71,10 @@ impl Window {
             "SAME_LOWER" => Padding::SameLower,
             other => return Err(format!("its auto_pad is '{other}'")),
         };
+        let padded = attributes::ints(node, "pads").is_some_and(|pads| pads.iter().any(|&p| p != 0));
+        if padded && !matches!(attributes::string(node, "auto_pad"), None | Some("NOTSET" | "")) {
+            return Err("its auto_pad and its pads contradict each other".into());
+        }
         let groups = attributes::int(node, "group").unwrap_or(1);
         if !(1..=LARGEST).contains(&groups) {
             return Err(format!("its group is {groups}"));

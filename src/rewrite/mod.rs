@@ -32,9 +32,9 @@ use prune::{Before, drop_unread};
 pub use reference::reference;
 #[cfg(feature = "verify")]
 pub(crate) use reference::{reference_of, with_kernels};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map::Entry};
 #[cfg(feature = "tune")]
-pub(crate) use undo::undone;
+pub(crate) use undo::{tuned_errors, undone};
 
 /// A compressed model and what it is made of.
 #[derive(Debug, Clone)]
@@ -106,7 +106,10 @@ fn lay_out(plan: &Plan, factors: &mut [Factors]) {
 /// How far the factors of each group are from its kernels.
 fn errors(plan: &Plan, factors: &[Factors]) -> Result<Vec<f64>> {
     let groups: Vec<(&GroupPlan, &Factors)> = plan.groups.iter().zip(factors).collect();
-    let error = |(group, factors): &(&GroupPlan, &Factors)| Ok(reconstruction_error(plan, group, factors));
+    let error = |(group, factors): &(&GroupPlan, &Factors)| {
+        let written = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
+        Ok(reconstruction_error(plan, group, written))
+    };
     in_portions(&groups, room(plan.parameters_before), |(group, _)| group.workspace(&plan.convs), error)
 }
 
@@ -141,7 +144,7 @@ pub(crate) fn rewritten(model: &Model, plan: &Plan, factors: &[Factors], amends:
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     let mut namer = Namer::new(graph);
     let patches = patches(graph, plan, factors, amends, (precision, opset), &mut namer)?;
-    let before = Before::of(graph);
+    let before = Before::of(graph, ir_version);
     let added = amend(graph, plan, amends, precision, &mut namer);
     install(graph, plan, patches, added, ir_version);
     drop_unread(graph, &before);
@@ -209,6 +212,12 @@ pub(crate) fn narrowed(
     // It would hold the memory of the factors as they were.
     drop(model);
     factors.iter_mut().for_each(|f| precision.narrow().into_iter().for_each(|narrow| f.narrow_to(narrow)));
+    // Biases of folded batch norms are written, and so rounded, as all that is new.
+    for &member in plan.groups.iter().flat_map(|group| &group.members) {
+        if let (Some(bias), Entry::Vacant(place)) = (plan.convs[member].folded_bias(), amends.biases.entry(member)) {
+            place.insert(bias);
+        }
+    }
     amends.biases.values_mut().flatten().for_each(|x| *x = precision.round(*x));
     for (head, bias) in &mut amends.heads {
         head.weight.mapv_inplace(|x| precision.round(x));
@@ -273,10 +282,10 @@ pub(crate) fn shifted_bias(conv: &Conv, kernel: &Array4<f64>, sight: &Sight) -> 
     Some(bias.iter().zip(&shift).map(|(b, s)| b + s).collect())
 }
 
-fn reconstruction_error(plan: &Plan, group: &GroupPlan, factors: &Factors) -> f64 {
+/// `‖W − Ŵ‖ / ‖W‖` of a group, its members' kernels one after the other.
+fn reconstruction_error(plan: &Plan, group: &GroupPlan, written: impl Iterator<Item = Array4<f64>>) -> f64 {
     let squared = |kernel: &Array4<f64>| kernel.iter().map(|x| x * x).sum::<f64>();
     let (mut lost, mut all) = (0.0, 0.0);
-    let written = Members { convs: &plan.convs, members: &group.members }.reconstruct(factors);
     for (&member, written) in group.members.iter().zip(written) {
         let mut kernel = plan.convs[member].kernel();
         all += squared(&kernel);

@@ -1,5 +1,6 @@
 //! Takes out of a graph what a rewrite has left without readers.
 
+use super::INPUTS_UNTIL;
 use crate::onnx::proto::{
     AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType, tensor_proto::DataType,
 };
@@ -9,14 +10,22 @@ use std::collections::{HashMap, HashSet};
 /// Names in a graph before it is rewritten.
 pub(super) struct Before {
     read: HashSet<String>,
+    /// What is read for more than its shape.
+    valued: HashSet<String>,
+    /// Initializers that callers may replace, and so name.
+    named: HashSet<String>,
     initializers: HashSet<String>,
     written: HashSet<String>,
 }
 
 impl Before {
-    pub(super) fn of(graph: &GraphProto) -> Self {
+    /// Of the graph of a model of this IR version.
+    pub(super) fn of(graph: &GraphProto, ir_version: i64) -> Self {
+        let inputs = graph.input.iter().filter(|_| ir_version >= INPUTS_UNTIL);
         Self {
             read: live_names(graph),
+            valued: valued(graph).into_iter().map(str::to_owned).collect(),
+            named: inputs.map(|input| input.name().to_owned()).collect(),
             initializers: graph.initializer.iter().map(|t| t.name().to_owned()).collect(),
             written: graph.node.iter().flat_map(|n| n.output.iter().cloned()).collect(),
         }
@@ -56,7 +65,8 @@ pub(super) fn drop_unread(graph: &mut GraphProto, before: &Before) {
     }
     let mut index = 0..;
     graph.node.retain(|_| index.next().is_none_or(|i| !dead.contains(&i)));
-    graph.initializer.retain(|t| !before.read.contains(t.name()) || readings.contains_key(t.name()));
+    let stays = |name: &str| !before.read.contains(name) || readings.contains_key(name) || before.named.contains(name);
+    graph.initializer.retain(|t| stays(t.name()));
     let kept: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
     let gone: HashSet<&str> = before.initializers.iter().map(String::as_str).filter(|n| !kept.contains(n)).collect();
     graph.input.retain(|i| !gone.contains(i.name()));
@@ -71,14 +81,22 @@ fn is_constant(node: &NodeProto) -> bool {
     is_standard(node) && (node.op_type() == "Constant" || folds(node))
 }
 
-/// Writes down the shapes of initializers that nothing else reads any more.
-fn keep_shapes(graph: &mut GraphProto, before: &Before) {
+/// What is read for more than its shape, by nodes that outputs follow from.
+fn valued(graph: &GraphProto) -> HashSet<&str> {
     let alive = live(graph);
-    let nodes = graph.node.iter().zip(&alive).filter(|(node, alive)| **alive && !asks_shape(node)).map(|(n, _)| n);
+    let nodes = graph.node.iter().zip(alive).filter(|(node, alive)| *alive && !asks_shape(node)).map(|(n, _)| n);
     let read = nodes.flat_map(|n| n.input.iter().map(String::as_str).chain(crate::onnx::captures(n)));
-    let read: HashSet<&str> = graph.output.iter().map(|o| o.name()).chain(read).collect();
-    let lost = graph.initializer.iter().filter(|t| before.read.contains(t.name()) && !read.contains(t.name()));
-    let lost: HashMap<String, Vec<i64>> = lost.map(|t| (t.name().to_owned(), t.dims.clone())).collect();
+    graph.output.iter().map(|o| o.name()).chain(read).collect()
+}
+
+/// Writes down the shapes of constants that nothing else reads any more.
+fn keep_shapes(graph: &mut GraphProto, before: &Before) {
+    let read = valued(graph);
+    let stored = graph.initializer.iter().map(|t| (t.name(), t));
+    let made = graph.node.iter().filter(|n| is_standard(n) && n.op_type() == "Constant");
+    let made = made.filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.iter().find_map(|a| a.t.as_ref())?)));
+    let lost = stored.chain(made).filter(|(name, _)| before.valued.contains(*name) && !read.contains(name));
+    let lost: HashMap<String, Vec<i64>> = lost.map(|(name, t)| (name.to_owned(), t.dims.clone())).collect();
     for node in graph.node.iter_mut().filter(|n| asks_shape(n)) {
         let Some(shape) = node.input.first().and_then(|i| shape_of(node, lost.get(i)?)) else { continue };
         let value = AttributeProto {

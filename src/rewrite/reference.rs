@@ -50,8 +50,9 @@ pub(crate) fn with_kernels<'c>(
     also: &mut dyn FnMut(&mut GraphProto, &mut Namer) -> Vec<TensorProto>,
 ) -> Result<Model> {
     let mut proto = model.proto().clone();
+    let ir_version = proto.ir_version();
     let graph = proto.graph.as_mut().ok_or_else(|| Error::Options("the model has no graph".into()))?;
-    let before = Before::of(graph);
+    let before = Before::of(graph, ir_version);
     let mut namer = Namer::new(graph);
     let mut gone = HashSet::new();
     let added = also(graph, &mut namer);

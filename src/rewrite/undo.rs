@@ -2,7 +2,7 @@
 //! trained in its factors can so be decomposed anew.
 
 use super::reference::{reference_names, with_kernels};
-use super::{Amends, INPUTS_UNTIL, amend, patches, tensor_input};
+use super::{Amends, INPUTS_UNTIL, amend, patches, reconstruction_error, tensor_input};
 use crate::error::{Error, Result};
 use crate::factor::{Factors, compose};
 use crate::onnx::proto::GraphProto;
@@ -18,6 +18,46 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 /// # Errors
 /// [`Error::Options`] if the parts do not belong together, or kernels are stored in other ways than as plain numbers.
 pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &Amends, tuned: &Model) -> Result<Model> {
+    let members = || plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
+    let precision = model.kernel_precision().unwrap_or(Precision::Single);
+    let (replaced, mut namer) = learnt(model, plan, factors, amends, tuned)?;
+    let tuned = tuned.floats();
+    let also = &mut |graph: &mut GraphProto, _: &mut Namer| amend(graph, plan, amends, precision, &mut namer);
+    let whole = with_kernels(&with_node_names(model, members()), replaced.iter().cloned(), also)?;
+    let values = tuned.iter().filter_map(|(name, values)| Some((name.as_str(), values.as_slice()?)));
+    let whole = whole.with_floats(&values.collect());
+    Ok(with_old_names(&whole, members()))
+}
+
+/// How far the kernels that factors multiply out to in `tuned` are from the original's, a group each, as in [`super::Compiled::errors`].
+///
+/// # Errors
+/// Those of [`undone`].
+pub(crate) fn tuned_errors(
+    model: &Model,
+    plan: &Plan,
+    factors: &[Factors],
+    amends: &Amends,
+    tuned: &Model,
+) -> Result<Vec<f64>> {
+    let (kernels, _) = learnt(model, plan, factors, amends, tuned)?;
+    let mut kernels = kernels.into_iter().map(|(_, kernel, _)| kernel);
+    let each =
+        plan.groups.iter().map(|group| reconstruction_error(plan, group, kernels.by_ref().take(group.members.len())));
+    Ok(each.collect())
+}
+
+/// A decomposed convolution with the kernel that its factors multiply out to and, if it has been given one, its bias.
+type Learnt<'p> = (&'p Conv, Array4<f64>, Option<Vec<f64>>);
+
+/// All of them as `tuned` has them, in the order of the plan; and the names that are taken.
+fn learnt<'p>(
+    model: &Model,
+    plan: &'p Plan,
+    factors: &[Factors],
+    amends: &Amends,
+    tuned: &Model,
+) -> Result<(Vec<Learnt<'p>>, Namer)> {
     let members = || plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
     if let Some(conv) = members().find(|c| c.storage != Storage::Plain) {
         return Err(foreign(conv, "is not stored as plain numbers"));
@@ -49,11 +89,7 @@ pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &A
         });
         replaced.push((conv, kernel, bias.transpose()?));
     }
-    let also = &mut |graph: &mut GraphProto, _: &mut Namer| amend(graph, plan, amends, precision, &mut namer);
-    let whole = with_kernels(&with_node_names(model, members()), replaced.iter().cloned(), also)?;
-    let values = tuned.iter().filter_map(|(name, values)| Some((name.as_str(), values.as_slice()?)));
-    let whole = whole.with_floats(&values.collect());
-    Ok(with_old_names(&whole, members()))
+    Ok((replaced, namer))
 }
 
 /// `Ŵ` of a convolution of so many groups of channels, of the names of its factors by chain and place.

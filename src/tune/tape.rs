@@ -8,7 +8,7 @@ use super::step::{Builder, Sight, native};
 use crate::error::{Error, Result};
 use crate::gradient::{Constants, Rule, read};
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Graph, Model, label};
+use crate::onnx::{Graph, Model, is_layer, label};
 use crate::runtime::{Feed, Input};
 use ndarray::ArrayD;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -150,6 +150,13 @@ impl Tape {
             let read = node.input.first().and_then(|input| builder.seen.dims(input)).map_or(0, |dims| dims.len());
             let solid = operator.starts_with("Conv") && read == 5;
             let over = if solid { " over three spatial axes" } else { "" };
+            let made = node.input.get(1).and_then(|w| builder.graph.producer(w)).map(|at| &builder.graph.nodes()[at]);
+            if let Some(made) = made.filter(|made| made.op_type() != "Constant" && is_layer(builder.graph, node)) {
+                let by = made.op_type();
+                return Error::Tuning(format!(
+                    "node '{name}': its kernel is made by {by}, and only kernels that are initializers are trained; compress without tuning"
+                ));
+            }
             Error::Tuning(format!(
                 "node '{name}': there is no rule to train through {operator}{over}; compress without tuning"
             ))

@@ -57,7 +57,8 @@ impl Worker<'_> {
             .map_err(|source| Error::Read { path: self.program.to_owned(), source })?;
         let seconds = start.elapsed().as_secs_f64();
         let ended = self.ended(model, &input, &report, end, &said)?;
-        if ended.outcome == Outcome::Refused && before.is_some_and(|row| written(&row, &model.output)) {
+        let stale = ended.outcome == Outcome::Refused && before.is_some_and(|row| written(&row, &model.output));
+        if stale {
             // Of other options or another model: nobody should take it for this one's.
             remove(&model.output)?;
         }
@@ -67,7 +68,11 @@ impl Worker<'_> {
         } else {
             remove(&record)?
         }
-        Ok(row)
+        // Said once: the record is of the model.
+        let gone = |reason| {
+            format!("{reason}; the output of an earlier run is removed, as it is of other options or another input")
+        };
+        Ok(if stale { Row { reason: row.reason.map(gone), ..row } } else { row })
     }
 
     fn beside(&self, folder: &str, model: &Found) -> PathBuf {
