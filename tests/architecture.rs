@@ -51,6 +51,7 @@ const OWNERS: [(&str, &[&str]); 11] = [
         &[
             "src/main.rs",
             "src/cli/mod.rs",
+            "src/cli/completions.rs",
             "src/cli/compress.rs",
             "src/cli/config.rs",
             "src/cli/inspect.rs",

@@ -595,6 +595,25 @@ fn verify_on_images_gives_what_scoring_gives() {
     assert_eq!(compared["top1"][1], scored["score"]["top1_after"]);
 }
 
+/// What one half of bash's script calls a command the other half knows, zsh offers commands where models may stand, and fish options
+/// behind models.
+#[test]
+fn completions_find_commands_and_their_options() {
+    let scene = Scene::new(&[]);
+    let bash = scene.succeeds("completions bash");
+    for command in ["inspect", "verify", "tune", "zoo", "completions", "man"] {
+        let set = format!("cmd=\"onnx__jmd__subcmd__{command}\"");
+        let case = format!("        onnx__jmd__subcmd__{command})");
+        assert!(bash.contains(&set) && bash.contains(&case), "{command}");
+    }
+    let zsh = scene.succeeds("completions zsh");
+    assert!(zsh.contains("(inspect|verify|tune|zoo|completions|man)") && zsh.contains("_onnx-jmd_first() {"));
+    assert!(zsh.lines().any(|line| line.starts_with("':input -- ") && line.contains(":_onnx-jmd_first'")));
+    let fish = scene.succeeds("completions fish");
+    let of_program = fish.lines().filter(|line| line.contains("-l ratio ") && !line.contains("from")).next().unwrap();
+    assert!(of_program.contains("not __fish_onnx_jmd_using_subcommand inspect verify"), "{of_program}");
+}
+
 #[test]
 fn shells_and_the_manual_know_every_option() {
     let scene = Scene::new(&[]);

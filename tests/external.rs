@@ -151,7 +151,7 @@ fn places_outside_the_folder_or_the_file_are_refused() {
         ("location", "/etc/hostname", "within the model's folder"),
         ("location", "a/../../weights.bin", "within the model's folder"),
         ("location", "", "names no file"),
-        ("location", "missing.bin", "cannot be read"),
+        ("location", "missing.bin", "put it beside the model"),
         ("location", ".", "not a file"),
         ("offset", "99999999", "should end at byte"),
         ("offset", "18446744073709551615", "beyond any file"),

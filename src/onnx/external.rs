@@ -29,7 +29,7 @@ pub(super) fn is_external(tensor: &TensorProto) -> bool {
 /// What the system says of a file that cannot be read.
 fn unreadable(e: std::io::Error) -> String {
     match e.kind() {
-        std::io::ErrorKind::NotFound => "it is not there: put it beside the model".into(),
+        std::io::ErrorKind::NotFound => "there is no such file: put it beside the model".into(),
         _ => format!("it cannot be read: {e}"),
     }
 }

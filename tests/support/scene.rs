@@ -38,7 +38,8 @@ impl Scene {
     /// Runs on the plain weights, which is faster, unless the arguments speak of calibration.
     pub fn run(&self, arguments: &str) -> Output {
         let other = ["--calib", "--plan ", "--help", "inspect", "verify "];
-        let plain = if other.iter().any(|o| arguments.contains(o)) { "" } else { " --calib none" };
+        let command = ["tune ", "completions "].iter().any(|command| arguments.starts_with(command));
+        let plain = if command || other.iter().any(|o| arguments.contains(o)) { "" } else { " --calib none" };
         self.run_exactly(&format!("{arguments}{plain}"))
     }
 
