@@ -213,9 +213,13 @@ fn gates_that_are_not_met_write_nothing() {
 fn an_output_that_cannot_be_written_is_named() {
     let scene = Scene::new(&small_resnet(2));
     std::fs::create_dir(scene.path("folder")).unwrap();
-    for output in ["nowhere/out.onnx", "in.onnx/out.onnx", "folder"] {
-        let message = scene.fails(&format!("in.onnx {output} --ratio 1.5"), 9);
-        assert!(message.contains(output), "{message}");
+    let long = "long".repeat(80);
+    for output in ["nowhere/out.onnx", "in.onnx/out.onnx", "folder", "new/", &long] {
+        let refused = scene.run(&format!("in.onnx {output} --ratio 1.5"));
+        let message = String::from_utf8(refused.stderr).unwrap();
+        assert_eq!(refused.status.code(), Some(9), "{message}");
+        // Before any work.
+        assert!(message.contains(output) && message.lines().count() == 1, "{message}");
     }
     assert_eq!(scene.files(), ["folder", "in.onnx"]);
 }

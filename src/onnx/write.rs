@@ -45,6 +45,15 @@ fn temporary(path: &Path) -> Result<(NamedTempFile, PathBuf)> {
     if path.is_dir() {
         return Err(failed(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
     }
+    if path.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(failed(std::io::Error::other("it is the name of a folder, which is not there")));
+    }
+    // A name that is too long is found out here, and not after all the work.
+    if let Err(error) = std::fs::symlink_metadata(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(failed(error));
+    }
     if std::fs::metadata(path).is_ok_and(|m| !m.is_file()) {
         return Err(failed(std::io::Error::other("it is a device or a pipe, not a file")));
     }
