@@ -102,7 +102,7 @@ pub fn compile(original: &Model, options: &Options, progress: &(dyn Fn(&str) + S
         && let Some((done, taught)) = taught(whole, smaller, &compiled.model, options, &progress)?
     {
         (*smaller, compiled.model, verified) = (taught.written, taught.wide, Some(taught.verification));
-        compiled.errors = tuned_errors(model, &made.plan, &compiled.factors, &compiled.amends, &compiled.model)?;
+        compiled.errors = tuned_errors(model, &made.plan, compiled, &compiled.model)?;
         tuning = Some(Tuning { earlier: start.earlier, ..done.tuning });
     }
     let samples = made.origin.or_else(|| uncalibrated.as_ref().map(|_| GAVE_WAY.into()));

@@ -155,6 +155,7 @@ fn bounds(options: &Options, scored: Option<&Samples>) -> Result<String> {
 /// [`Error::Stale`] with what differs, and what a run refuses before any work.
 pub fn check(original: &Model, options: &Options, output: &Path, external_data: Option<usize>) -> Result<()> {
     options.validate(original)?;
+    original.check_numbers()?;
     let stale = |reason: String| Err(Error::Stale { path: output.to_owned(), reason });
     if !output.exists() {
         return stale("it is not there".into());

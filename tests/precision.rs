@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use onnx_jmd::{Model, Options, PlanOptions, RankPolicy, Scheme, SchemeChoice, Unfolding, VerifyOptions, compile};
 use support::proto::{ModelProto, NodeProto, TensorProto, type_proto};
 use support::scene::Scene;
-use support::{decode, small_resnet};
+use support::{ConvSpec, ModelBuilder, decode, small_resnet};
 
 const FLOAT16: i32 = 10;
 const BFLOAT16: i32 = 16;
@@ -176,4 +176,22 @@ fn factors_of_float64_kernels_have_all_their_digits() {
         raw.chunks(8).any(|x| f64::from_le_bytes(x.try_into().unwrap()).to_bits() << 40 != 0)
     };
     assert!(factors.len() > 6 && factors.iter().all(wide));
+}
+
+/// The groups of a grouped convolution stand in one tensor.
+#[test]
+fn factors_of_grouped_float64_kernels_have_all_their_digits() {
+    let mut b = ModelBuilder::new(&[1, 16, 9, 9], 5);
+    let y = b.grouped_conv("image", 2, &ConvSpec::new(16, 3));
+    let model = cast(&b.build(&[&y]), DOUBLE);
+    let plan = PlanOptions { policy: RankPolicy::Ratio(1.5), allow_more_macs: true, ..PlanOptions::default() };
+    let model = Model::from_bytes(prost::Message::encode_to_vec(&model)).unwrap();
+    let done = compile(&model, &Options { plan, ..Options::default() }, &|_| ()).unwrap();
+    let written = decode(&done.model.unwrap().to_bytes()).graph.unwrap();
+    let factors = written.initializer.iter().filter(|t| t.name().contains("jmd_") && t.dims.len() == 4);
+    let mut digits = factors.map(|t| {
+        let raw = t.raw_data.as_ref().unwrap();
+        raw.chunks(8).any(|x| f64::from_le_bytes(x.try_into().unwrap()).to_bits() << 40 != 0)
+    });
+    assert!(digits.next().is_some_and(|wide| wide) && digits.all(|wide| wide));
 }

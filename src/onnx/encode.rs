@@ -27,7 +27,33 @@ pub(super) fn write(model: &ModelProto, unknown: &Unknown, out: &mut dyn Write) 
 
 /// How many they are.
 pub(super) fn size(model: &ModelProto, unknown: &Unknown) -> usize {
-    if unknown.is_empty() { model.encoded_len() } else { bytes(model, unknown).len() }
+    let known = model.encoded_len();
+    if unknown.is_empty() {
+        return known;
+    }
+    if known <= COPIED {
+        return bytes(model, unknown).len();
+    }
+    // But for a few bytes of lengths.
+    let empty = without_data(model);
+    known + bytes(&empty, unknown).len() - empty.encoded_len()
+}
+
+/// A model with unknown fields is copied to see how many bytes it takes up to so many.
+const COPIED: usize = 1 << 26;
+
+/// The same without the data of its initializers.
+pub(super) fn without_data(model: &ModelProto) -> ModelProto {
+    let mut model = model.clone();
+    model.graph.iter_mut().flat_map(|graph| &mut graph.initializer).for_each(|tensor| {
+        tensor.raw_data = None;
+        tensor.float_data.clear();
+        tensor.double_data.clear();
+        tensor.int32_data.clear();
+        tensor.int64_data.clear();
+        tensor.uint64_data.clear();
+    });
+    model
 }
 
 /// Bytes that a node takes.
@@ -42,6 +68,9 @@ pub(super) fn length_of(attributes: &[AttributeProto]) -> usize {
 
 /// The bytes of a model's file.
 pub(super) fn bytes(model: &ModelProto, unknown: &Unknown) -> Vec<u8> {
+    if !unknown.is_empty() {
+        return unknown.placed_in(model.encode_to_vec());
+    }
     let mut bytes = Vec::with_capacity(model.encoded_len());
     // Memory takes whatever is written to it.
     let _ = write(model, unknown, &mut bytes);

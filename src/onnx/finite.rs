@@ -17,7 +17,7 @@ enum Forbidden {
 }
 
 /// A hundred millionth of the largest number of float32: sums of products may reach that.
-const EXTREME: f32 = 1e30;
+const EXTREME: f64 = 1e30;
 
 impl Model {
     /// Refuses parameters of layers and normalisations that are no numbers, or larger than any that is learnt.
@@ -41,7 +41,7 @@ impl Model {
             match found {
                 Some(value) if extreme && value.is_infinite() => return Err(Error::NotFinite { node, tensor }),
                 Some(value) if extreme && value > EXTREME => {
-                    return Err(Error::Extreme { node, tensor, value: value.into() });
+                    return Err(Error::Extreme { node, tensor, value });
                 }
                 Some(_) => {}
                 None => return Err(Error::NotFinite { node, tensor }),

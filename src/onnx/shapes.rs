@@ -133,10 +133,11 @@ impl Resolutions {
                 let mut whole = first?;
                 let axis = axis(attributes::int(node, "axis").unwrap_or(0), whole.len())?;
                 let stated = attributes::ints(node, "split").map(<[i64]>::to_vec).or_else(|| integers(1));
-                let even = stated.is_none_or(|s| s.iter().all(|n| Some(n) == s.first()));
+                let even = stated.as_ref().is_none_or(|s| s.iter().all(|n| Some(n) == s.first()));
                 // Of parts that are not equal each output is another.
                 let parts = node.output.len().max(1);
-                whole[axis] = whole[axis].filter(|n| even && n.is_multiple_of(parts)).map(|n| n / parts);
+                let known = stated.is_some() || node.input.get(1).is_none_or(String::is_empty);
+                whole[axis] = whole[axis].filter(|n| known && even && n.is_multiple_of(parts)).map(|n| n / parts);
                 Some(whole)
             }
             "Transpose" => {

@@ -288,11 +288,12 @@ pub(super) fn is_finite(tensor: &TensorProto) -> bool {
 }
 
 /// The largest element of a tensor of a floating-point type, without its sign; none if one is no number.
-pub(super) fn largest(tensor: &TensorProto) -> Option<f32> {
-    let most = |largest: f32, x: f32| if x.is_nan() { None } else { Some(largest.max(x.abs())) };
+pub(super) fn largest(tensor: &TensorProto) -> Option<f64> {
+    let most = |largest: f64, x: f64| if x.is_nan() { None } else { Some(largest.max(x.abs())) };
     match Precision::of(tensor.data_type()) {
-        Some(Precision::Single) => floats(tensor).try_fold(0.0, most),
-        _ => floats_of(tensor).into_iter().try_fold(0.0, most),
+        Some(Precision::Single) => floats(tensor).map(f64::from).try_fold(0.0, most),
+        Some(Precision::Double) => floats_within::<f64>(tensor, 0..usize::MAX).into_iter().try_fold(0.0, most),
+        _ => floats_of(tensor).into_iter().map(f64::from).try_fold(0.0, most),
     }
 }
 

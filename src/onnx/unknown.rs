@@ -2,9 +2,9 @@
 //!
 //! [`prost`] decodes what the schema names and drops the rest. So the bytes of a file are walked once more: what no schema names is kept
 //! under the path of the message that holds it, and put back at the end of the message that has this path in what is written. A path
-//! names nodes by their first output, and tensors, values, attributes and functions by their names, since positions change when a
-//! graph is rewritten: what is said of a convolution is then said of the node that gives its result, and what is said of a kernel goes
-//! with it.
+//! names nodes by operator and first output, and tensors, values, attributes and functions by their names, since positions change when a
+//! graph is rewritten: what is said of a convolution is then said of that which gives its result, and what is said of a kernel goes with
+//! it.
 
 use bytes::{Buf, Bytes};
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field};
@@ -17,8 +17,8 @@ struct Schema {
     name: &'static str,
     /// Numbers of its fields.
     fields: &'static [u32],
-    /// The field that tells it from others beside it.
-    key: Option<u32>,
+    /// The fields that tell it from others beside it.
+    key: &'static [u32],
     /// Fields that are messages.
     messages: &'static [(u32, Times, &'static Schema)],
 }
@@ -33,19 +33,17 @@ use Times::{Each, Once};
 
 /// A static of the name of each message.
 macro_rules! schemas {
-    ($($name:ident $message:literal [$($field:literal)*] $(by $key:literal)? { $($number:literal $times:ident $of:ident,)* })*) => {
+    ($($name:ident $message:literal [$($field:literal)*] $(by $($key:literal)+)? { $($number:literal $times:ident $of:ident,)* })*) => {
         $(static $name: Schema = Schema {
             #[cfg(test)]
             name: $message,
             fields: &[$($field),*],
-            key: schemas!(@key $($key)?),
+            key: &[$($($key),+)?],
             messages: &[$(($number, $times, &$of)),*],
         };)*
         #[cfg(test)]
         static ALL: &[&Schema] = &[$(&$name),*];
     };
-    (@key) => { None };
-    (@key $key:literal) => { Some($key) };
 }
 
 schemas! {
@@ -55,7 +53,7 @@ schemas! {
     GRAPH "GraphProto" [1 2 5 10 11 12 13 14 15 16] {
         1 Each NODE, 5 Each TENSOR, 11 Each VALUE, 12 Each VALUE, 13 Each VALUE, 14 Each ANNOTATION, 15 Each SPARSE, 16 Each ENTRY,
     }
-    NODE "NodeProto" [1 2 3 4 5 6 7 8 9 10] by 2 { 5 Each ATTRIBUTE, 9 Each ENTRY, 10 Each NODE_DEVICE, }
+    NODE "NodeProto" [1 2 3 4 5 6 7 8 9 10] by 2 4 { 5 Each ATTRIBUTE, 9 Each ENTRY, 10 Each NODE_DEVICE, }
     ATTRIBUTE "AttributeProto" [1 2 3 4 5 6 7 8 9 10 11 13 14 15 20 21 22 23] by 1 {
         5 Once TENSOR, 6 Once GRAPH, 10 Each TENSOR, 11 Each GRAPH, 14 Once TYPE, 15 Each TYPE, 22 Once SPARSE, 23 Each SPARSE,
     }
@@ -78,7 +76,7 @@ schemas! {
     ANNOTATION "TensorAnnotation" [1 2] by 1 { 2 Each ENTRY, }
     OPERATOR_SET "OperatorSetIdProto" [1 2] by 1 {}
     TRAINING "TrainingInfoProto" [1 2 3 4] { 1 Once GRAPH, 2 Once GRAPH, 3 Each ENTRY, 4 Each ENTRY, }
-    FUNCTION "FunctionProto" [1 4 5 6 7 8 9 10 11 12 13 14] by 1 {
+    FUNCTION "FunctionProto" [1 4 5 6 7 8 9 10 11 12 13 14] by 1 10 13 {
         7 Each NODE, 9 Each OPERATOR_SET, 11 Each ATTRIBUTE, 12 Each VALUE, 14 Each ENTRY,
     }
     DEVICE "DeviceConfigurationProto" [1 2 3] by 1 {}
@@ -188,7 +186,7 @@ impl<'s> Fields<'s> {
         let within = match known {
             Some(&(_, times, schema)) => {
                 let body = delimited(&mut self.rest)?;
-                let name = schema.key.and_then(|key| text(&body, key)).unwrap_or_default();
+                let name = named(&body, schema.key);
                 let count = self.seen.entry((number, name.clone())).or_default();
                 let nth = if times == Each { std::mem::replace(count, *count + 1) } else { 0 };
                 Some((schema, (number, name, nth), body))
@@ -214,6 +212,18 @@ impl Iterator for Fields<'_> {
 fn delimited(rest: &mut Bytes) -> Option<Bytes> {
     let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
     (length <= rest.len()).then(|| rest.split_to(length))
+}
+
+/// What a message is called: the first strings of these fields.
+fn named(message: &Bytes, key: &[u32]) -> Bytes {
+    match key {
+        [] => Bytes::new(),
+        [one] => text(message, *one).unwrap_or_default(),
+        several => {
+            let texts: Vec<Bytes> = several.iter().map(|&key| text(message, key).unwrap_or_default()).collect();
+            texts.join(&0).into()
+        }
+    }
 }
 
 /// The first string that a message has as a field.
@@ -322,7 +332,7 @@ mod tests {
         let again = Unknown::of(&Bytes::from(placed));
         assert_eq!(again.bytes(), unknown.bytes() - later("w").len());
         let graph = &again.within[&(7, Bytes::new(), 0)];
-        let node = |output: &'static str| &graph.within[&(1, Bytes::from(output), 0)];
+        let node = |output: &str| &graph.within[&(1, Bytes::from(format!("{output}\0")), 0)];
         assert_eq!(node("y").own, later("y"));
         assert_eq!(node("z").own, later("z"));
         assert_eq!(node("y").within[&(5, Bytes::from("a"), 0)].own, later("attribute"));

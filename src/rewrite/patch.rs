@@ -1,7 +1,7 @@
 //! What takes the place of one convolution: the factors of each chain one behind the other, and the sum of the chains.
 
 use super::new_bias;
-use crate::factor::{Chain, Factor, Factors, StoredKernel};
+use crate::factor::{Chain, Factor, Factors, StoredKernel, Width};
 use crate::onnx::proto::{AttributeProto, NodeProto, TensorProto, attribute_proto::AttributeType};
 use crate::onnx::{
     Conv, Kind, Namer, Precision, Storage, initializer, int8_initializer, kernel_initializer, quantized,
@@ -108,9 +108,12 @@ impl Patch {
             let mut value = conv.input.clone();
             for (f, factor) in chain.factors.iter().enumerate() {
                 let place = place(factors, c, f);
-                let kernel = || match own.len() {
-                    1 => factor.of(own.start).clone(),
-                    _ => stacked(own.clone().map(|part| factor.of(part).floats().into_owned())).into(),
+                let kernel = || match (own.len(), factor.of(own.start).width()) {
+                    (1, _) => factor.of(own.start).clone(),
+                    (_, Width::Double) => {
+                        StoredKernel::new(stacked(own.clone().map(|part| factor.of(part).to_f64())), Width::Double)
+                    }
+                    (_, Width::Single) => stacked(own.clone().map(|part| factor.of(part).floats().into_owned())).into(),
                 };
                 let weight = match shared.get(&(c, f)) {
                     Some(name) => name.clone(),

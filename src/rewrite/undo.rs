@@ -2,12 +2,12 @@
 //! trained in its factors can so be decomposed anew.
 
 use super::reference::{reference_names, with_kernels};
-use super::{Amends, INPUTS_UNTIL, amend, patches, reconstruction_error, tensor_input};
+use super::{Amends, Compiled, INPUTS_UNTIL, amend, patches, reconstruction_error, tensor_input};
 use crate::error::{Error, Result};
 use crate::factor::{Factors, compose};
 use crate::onnx::proto::GraphProto;
 use crate::onnx::{Conv, Model, Namer, Precision, Storage};
-use crate::plan::{Plan, stacked};
+use crate::plan::{GroupPlan, Plan, stacked};
 use ndarray::{Array4, s};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -20,7 +20,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &Amends, tuned: &Model) -> Result<Model> {
     let members = || plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
     let precision = model.kernel_precision().unwrap_or(Precision::Single);
-    let (replaced, mut namer) = learnt(model, plan, factors, amends, tuned)?;
+    if let Some(conv) = members().find(|c| c.storage != Storage::Plain) {
+        return Err(foreign(conv, "is not stored as plain numbers"));
+    }
+    let (replaced, mut namer) = learnt(model, plan, (factors, amends), tuned, members())?;
     let tuned = tuned.floats();
     let also = &mut |graph: &mut GraphProto, _: &mut Namer| amend(graph, plan, amends, precision, &mut namer);
     let whole = with_kernels(&with_node_names(model, members()), replaced.iter().cloned(), also)?;
@@ -29,39 +32,35 @@ pub(crate) fn undone(model: &Model, plan: &Plan, factors: &[Factors], amends: &A
     Ok(with_old_names(&whole, members()))
 }
 
-/// How far the kernels that factors multiply out to in `tuned` are from the original's, a group each, as in [`super::Compiled::errors`].
+/// How far the kernels that factors multiply out to in `tuned` are from the original's, a group each, as in [`Compiled::errors`]. Kernels
+/// stored in other ways than as plain numbers are not tuned.
 ///
 /// # Errors
-/// Those of [`undone`].
-pub(crate) fn tuned_errors(
-    model: &Model,
-    plan: &Plan,
-    factors: &[Factors],
-    amends: &Amends,
-    tuned: &Model,
-) -> Result<Vec<f64>> {
-    let (kernels, _) = learnt(model, plan, factors, amends, tuned)?;
+/// [`Error::Options`] if the parts do not belong together.
+pub(crate) fn tuned_errors(model: &Model, plan: &Plan, compiled: &Compiled, tuned: &Model) -> Result<Vec<f64>> {
+    let changed = |group: &GroupPlan| group.members.iter().all(|&m| plan.convs[m].storage == Storage::Plain);
+    let members = plan.groups.iter().filter(|group| changed(group)).flat_map(|group| &group.members);
+    let convs = members.map(|&m| &plan.convs[m]);
+    let (kernels, _) = learnt(model, plan, (&compiled.factors, &compiled.amends), tuned, convs)?;
     let mut kernels = kernels.into_iter().map(|(_, kernel, _)| kernel);
-    let each =
-        plan.groups.iter().map(|group| reconstruction_error(plan, group, kernels.by_ref().take(group.members.len())));
+    let each = plan.groups.iter().zip(&compiled.errors).map(|(group, &untuned)| match changed(group) {
+        true => reconstruction_error(plan, group, kernels.by_ref().take(group.members.len())),
+        false => untuned,
+    });
     Ok(each.collect())
 }
 
 /// A decomposed convolution with the kernel that its factors multiply out to and, if it has been given one, its bias.
 type Learnt<'p> = (&'p Conv, Array4<f64>, Option<Vec<f64>>);
 
-/// All of them as `tuned` has them, in the order of the plan; and the names that are taken.
+/// Some of them as `tuned` has them; and the names that are taken.
 fn learnt<'p>(
     model: &Model,
     plan: &'p Plan,
-    factors: &[Factors],
-    amends: &Amends,
+    (factors, amends): (&[Factors], &Amends),
     tuned: &Model,
+    convs: impl Iterator<Item = &'p Conv>,
 ) -> Result<(Vec<Learnt<'p>>, Namer)> {
-    let members = || plan.groups.iter().flat_map(|g| &g.members).map(|&m| &plan.convs[m]);
-    if let Some(conv) = members().find(|c| c.storage != Storage::Plain) {
-        return Err(foreign(conv, "is not stored as plain numbers"));
-    }
     let precision = model.kernel_precision().unwrap_or(Precision::Single);
     let graph = model.proto().graph.as_ref().ok_or_else(|| Error::Options("the model has no graph".into()))?;
     // The names that it was written with.
@@ -70,7 +69,7 @@ fn learnt<'p>(
     let tuned = tuned.floats();
     let values = |name: &String| tuned.get(name);
     let mut replaced = Vec::new();
-    for conv in members() {
+    for conv in convs {
         let patch = placed.get(&conv.node).ok_or_else(|| foreign(conv, "was not rewritten"))?;
         let factor = |name: &String| {
             let stored = values(name).ok_or_else(|| foreign(conv, "has lost a factor"))?;

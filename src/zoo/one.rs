@@ -70,7 +70,9 @@ impl Worker<'_> {
         }
         // Said once: the record is of the model.
         let gone = |reason| {
-            format!("{reason}; the output of an earlier run is removed, as it is of other options or another input")
+            format!(
+                "{reason}; the output of an earlier run is removed, as it is of other options, another input or another version"
+            )
         };
         Ok(if stale { Row { reason: row.reason.map(gone), ..row } } else { row })
     }
