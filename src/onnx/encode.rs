@@ -18,7 +18,7 @@ const LARGE: usize = 1 << 16;
 /// Those of `out`.
 pub(super) fn write(model: &ModelProto, unknown: &Unknown, out: &mut dyn Write) -> Result<()> {
     if !unknown.is_empty() {
-        return out.write_all(&unknown.placed_in(model.encode_to_vec()));
+        return out.write_all(&bytes(model, unknown));
     }
     let mut out = BufWriter::new(out);
     pieces(model, &mut out)?;

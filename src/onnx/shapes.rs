@@ -233,16 +233,17 @@ impl Resolutions {
             },
             "Upsample" | "Resize" => {
                 let first = first?;
-                let is = |name: &str, value: &str| attributes::string(node, name).is_none_or(|stated| stated == value);
-                let stretched = is("keep_aspect_ratio_policy", "stretch");
+                let policy = attributes::string(node, "keep_aspect_ratio_policy");
+                let stretched = policy.is_none_or(|policy| policy == "stretch");
                 let cropped = attributes::string(node, "coordinate_transformation_mode") == Some("tf_crop_and_resize");
                 let sizes = integers(3).filter(|s| stretched && s.len() == first.len());
                 let scale = scales(graph, node).filter(|s| !cropped && s.len() == first.len());
                 let size = |(axis, d): (usize, &Option<usize>)| match (&scale, &sizes) {
                     // Some multiply in float32: just below a whole number that makes one, and nobody knows.
                     (Some(scale), _) => {
-                        let exact = ((*d)? as f64 * scale[axis]).floor() as usize;
-                        Some(exact).filter(|&n| n == ((*d).unwrap_or(0) as f32 * scale[axis] as f32).floor() as usize)
+                        let (d, scale) = ((*d)?, scale[axis]);
+                        let exact = (d as f64 * scale).floor() as usize;
+                        Some(exact).filter(|&n| n == (d as f32 * scale as f32).floor() as usize)
                     }
                     (None, Some(sizes)) => usize::try_from(sizes[axis]).ok(),
                     _ => None,
